@@ -1,0 +1,1 @@
+"""Photos of faces -> a trained, measured deepfake classifier. Knows nothing of a search."""

@@ -1,0 +1,161 @@
+"""Logits + labels -> losses, confusion matrix, figures per class, with intervals over photos."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix as count_outcomes
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+
+from deepfake.config import FAKE, REAL
+
+BOOTSTRAP_RESAMPLES = 2000
+_CHUNK = 100  # resamples at once: keeps (chunk, N) small at OpenForensics' size
+
+
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """Counts by truth and prediction; positive = fake."""
+
+    real_as_real: int
+    real_as_fake: int
+    fake_as_real: int
+    fake_as_fake: int
+
+    def rows(self) -> list[list[int]]:
+        """[[real as real, real as fake], [fake as real, fake as fake]]."""
+        return [[self.real_as_real, self.real_as_fake], [self.fake_as_real, self.fake_as_fake]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one model on one split, at threshold 0.5. 0 is real, 1 is fake."""
+
+    accuracy: float
+    precision_0: float
+    precision_1: float
+    recall_0: float
+    recall_1: float
+    f1_0: float
+    f1_1: float
+    auc: float
+    nll: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """The mean over faces of -log softmax(logits)[label], in float64. logits: (N, 2)."""
+    return float(functional.cross_entropy(logits.double(), labels))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((predict(logits) == labels).double().mean())
+
+
+def predict(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """The labels (N,) that logits (N, 2) say: FAKE where P(FAKE) reaches threshold."""
+    return torch.where(fake_probability(logits) >= threshold, FAKE, REAL)
+
+
+def fake_probability(logits: Tensor) -> Tensor:
+    """P(FAKE) = softmax(logits)[:, 1], float64."""
+    return logits.double().softmax(dim=1)[:, FAKE]
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor, threshold: float = 0.5) -> ConfusionMatrix:
+    """Count the four outcomes, FAKE being the positive class.
+
+    logits: (N, 2); P(FAKE) = softmax[:, 1]. labels: (N,), 0 or 1. A probability equal to
+    threshold is FAKE. Raises ValueError if the shapes differ.
+    """
+    if logits.shape != (len(labels), 2):
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
+    counts = count_outcomes(labels, predict(logits, threshold), labels=[REAL, FAKE])
+    return ConfusionMatrix(*(int(count) for count in counts.ravel()))
+
+
+def measure(logits: Tensor, labels: Tensor) -> Metrics:
+    """All figures of one split, where both labels occur. A class never predicted: precision 0."""
+    predicted = predict(logits)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=[REAL, FAKE], zero_division=0
+    )
+    return Metrics(
+        accuracy=accuracy(logits, labels),
+        precision_0=float(precision[REAL]),
+        precision_1=float(precision[FAKE]),
+        recall_0=float(recall[REAL]),
+        recall_1=float(recall[FAKE]),
+        f1_0=float(f1[REAL]),
+        f1_1=float(f1[FAKE]),
+        auc=float(roc_auc_score(labels, fake_score(logits))),
+        nll=cross_entropy(logits, labels),
+    )
+
+
+def fake_score(logits: Tensor) -> Tensor:
+    """A score (N,) that ranks as P(FAKE) does, without its ties at 0 and 1."""
+    return logits.double()[:, FAKE] - logits.double()[:, REAL]
+
+
+def intervals(
+    logits: Tensor, labels: Tensor, photos: NDArray[np.int64], seed: int = 0
+) -> dict[str, Interval]:
+    """95 % intervals of accuracy and AUC, percentiles of a bootstrap over photos.
+
+    photos: (N,) the photo of each face, numbered from 0. Photos are drawn, not faces: faces of
+    one photo share camera, light and compression. A resample with one label alone has no AUC
+    and is left out of that interval.
+    """
+    correct = (predict(logits) == labels).numpy().astype(np.float64)
+    order, ends = _rank(fake_score(logits).numpy())
+    fake = labels.numpy().astype(np.float64)
+    rng = np.random.default_rng(seed)
+    n_photos = int(photos.max()) + 1
+    accuracies, aucs = [], []
+    for _ in range(BOOTSTRAP_RESAMPLES // _CHUNK):
+        drawn = rng.multinomial(n_photos, np.full(n_photos, 1 / n_photos), size=_CHUNK)
+        weights = drawn[:, photos].astype(np.float64)  # (chunk, N): times a face was drawn
+        accuracies.append(weights @ correct / weights.sum(axis=1))
+        aucs.append(
+            _weighted_auc((weights * fake)[:, order], (weights * (1 - fake))[:, order], ends)
+        )
+    return {"accuracy": _percentiles(accuracies), "auc": _percentiles(aucs)}
+
+
+def _rank(scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ascending order, and where each group of equal scores begins in it."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    return order, starts
+
+
+def _weighted_auc(
+    fakes: NDArray[np.float64], reals: NDArray[np.float64], starts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """P(fake above real) + P(tie) / 2 for each row of weights, faces in ascending score."""
+    fakes = np.add.reduceat(fakes, starts, axis=1)
+    reals = np.add.reduceat(reals, starts, axis=1)
+    below = np.cumsum(reals, axis=1) - reals / 2
+    pairs = fakes.sum(axis=1) * reals.sum(axis=1)
+    with np.errstate(invalid="ignore"):  # one label alone: 0 / 0 is NaN, left out later
+        return np.asarray((fakes * below).sum(axis=1) / pairs)
+
+
+def _percentiles(chunks: list[NDArray[np.float64]]) -> Interval:
+    low, high = np.nanpercentile(np.concatenate(chunks), [2.5, 97.5])
+    return Interval(float(low), float(high))
