@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deepfake.checkpoint import load_checkpoint, save_checkpoint
 from deepfake.config import ConfigError, TrainConfig
 from deepfake.metrics import accuracy, cross_entropy
+from deepfake.seeds import derive_seed
 
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
 _INIT = 2**31  # in the place of an epoch, for the seed of the initial weights
@@ -120,7 +120,7 @@ def fit(
     behind its last epoch, and on_epoch first sees the epochs of its history again (only its
     answer to the last one counts). on_batch (done, total) may raise to drop the epoch.
     """
-    _set_precision(config, device)
+    set_precision(config, device)
     torch.manual_seed(derive_seed(seed, _INIT))
     model = build().to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -212,12 +212,8 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several non-negative numbers, each change of which changes it."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _set_precision(config: TrainConfig, device: torch.device) -> None:
+def set_precision(config: TrainConfig, device: torch.device) -> None:
+    """Full fp32 or, where bf16 asks for speed, TF32 too. Raises ConfigError for bf16 on a CPU."""
     if config.precision == "bf16" and device.type != "cuda":
         raise ConfigError("train.precision: bf16 needs CUDA and this device is the CPU; use fp32")
     tf32 = config.precision == "bf16"

@@ -1,0 +1,298 @@
+"""Faces table + photos -> one small JPEG a face; each photo is decoded once, in parallel."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import signal
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from deepfake.config import DataError
+from deepfake.openforensics import resolve_photos
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
+JPEG_QUALITY = 95
+DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
+
+_PHOTOS_A_CHUNK = 16
+_UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is the machine's
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+_Chunk = TypeVar("_Chunk")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """What did not become a crop, and how many crops lost a part of their box."""
+
+    dropped: pd.DataFrame  # DROPPED_COLUMNS, in the faces' order
+    clamped: int  # crops whose box, margin included, reached out of the photo
+
+
+@dataclass(frozen=True)
+class _Face:
+    row: int
+    bbox: tuple[float, float, float, float]
+    cutted_name: str
+    is_cut: bool  # by an earlier, interrupted run
+
+
+@dataclass(frozen=True)
+class _Photo:
+    path: Path
+    faces: tuple[_Face, ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    row: int
+    reason: str | None  # why there is no crop
+    clamped: bool = False
+
+
+def crop_box(
+    bbox: Sequence[float], photo_size: tuple[int, int], margin: float
+) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of the face in the photo, or None where they don't overlap.
+
+    bbox: [x, y, w, h] in px. margin: share of w and h added on each side before clamping.
+    """
+    width, height = photo_size
+    left, top, right, bottom = _with_margin(bbox, margin)
+    box = (
+        round(min(max(left, 0), width)),
+        round(min(max(top, 0), height)),
+        round(min(max(right, 0), width)),
+        round(min(max(bottom, 0), height)),
+    )
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def _with_margin(bbox: Sequence[float], margin: float) -> tuple[float, float, float, float]:
+    x, y, w, h = bbox
+    return x - margin * w, y - margin * h, x + w + margin * w, y + h + margin * h
+
+
+def find_photos(faces: pd.DataFrame, photos_dir: Path) -> dict[str, Path | str]:
+    """Each file_name's photo, or the reason it has none; DataError if no photo at all is found."""
+    photos = resolve_photos(faces["file_name"], photos_dir)
+    if not any(isinstance(photo, Path) for photo in photos.values()):
+        name, reason = next(iter(photos.items()))
+        raise DataError(
+            f"{photos_dir}: none of {len(photos)} photos found ({name!r} is {reason});"
+            " set data.photos_dir to the folder that holds them"
+        )
+    return photos
+
+
+def cut_faces(
+    faces: pd.DataFrame,
+    photos_dir: Path,
+    crops_dir: Path,
+    margin: float,
+    min_face_px: int,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> CutResult:
+    """Save every face that can be cut as crops_dir/cutted_name; crops that exist are kept.
+
+    A photo that is missing or unreadable, or a box that can't be cut, is named in the result
+    and stops nothing. Raises DataError if no photo is found or a crop can't be written.
+    """
+    photos = find_photos(faces, photos_dir)
+    crops_dir.mkdir(parents=True, exist_ok=True)
+    todo, outcomes = _plan(faces, photos, _existing(crops_dir))
+    chunks = [todo[i : i + _PHOTOS_A_CHUNK] for i in range(0, len(todo), _PHOTOS_A_CHUNK)]
+    cut = partial(_cut_photos, crops_dir=crops_dir, margin=margin, min_face_px=min_face_px)
+    done = 0
+    with contextlib.closing(in_parallel(cut, chunks, processes)) as results:
+        for of_chunk, chunk in zip(results, chunks, strict=True):
+            outcomes += of_chunk
+            done += len(chunk)
+            if progress:
+                progress("crops", done, len(todo))
+    reasons = {outcome.row: outcome.reason for outcome in outcomes if outcome.reason}
+    dropped = faces.iloc[sorted(reasons)].copy()
+    dropped["reason"] = pd.Series([reasons[row] for row in sorted(reasons)], dropped.index, str)
+    return CutResult(
+        dropped=dropped[list(DROPPED_COLUMNS)].reset_index(drop=True),
+        clamped=sum(outcome.clamped for outcome in outcomes),
+    )
+
+
+def available_cores() -> int:
+    """Cores this process may use: a cluster's job owns fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_parallel(
+    function: Callable[[_Chunk], _Result], chunks: Sequence[_Chunk], processes: int | None
+) -> Generator[_Result]:
+    """function of each chunk, in order, over several processes; one process is this one."""
+    processes = min(processes or available_cores(), len(chunks))
+    if processes <= 1:
+        yield from map(function, chunks)
+        return
+    # spawn: a forked child of a process with torch's threads can hang
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_follow_parent)
+    try:
+        yield from pool.map(function, chunks)
+    except BrokenProcessPool:
+        raise DataError(
+            f"one of {processes} processes cutting faces was killed, perhaps for want of memory;"
+            " run the same command again: it continues where it was"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent and end with it: a killed parent can't stop its pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _existing(crops_dir: Path) -> set[str]:
+    """Names of whole crops; a killed run's half-written ones are removed."""
+    names = set()
+    for entry in os.scandir(crops_dir):
+        if entry.name.endswith(".tmp"):
+            Path(entry).unlink(missing_ok=True)
+        elif entry.stat().st_size:  # a power cut can leave a renamed file empty
+            names.add(entry.name)
+    return names
+
+
+def _plan(
+    faces: pd.DataFrame, photos: dict[str, Path | str], existing: set[str]
+) -> tuple[list[_Photo], list[_Outcome]]:
+    """The photos to open, each once with all its faces, and the faces without a photo."""
+    by_path: dict[Path, list[_Face]] = {}
+    lost = []
+    columns = (faces["file_name"], faces["bbox"], faces["cutted_name"])
+    for row, (file_name, bbox, cutted_name) in enumerate(zip(*columns, strict=True)):
+        photo = photos[file_name]
+        if isinstance(photo, str):
+            lost.append(_Outcome(row, f"photo {photo}"))
+            continue
+        face = _Face(row, tuple(json.loads(bbox)), cutted_name, cutted_name in existing)
+        by_path.setdefault(photo, []).append(face)
+    return [_Photo(path, tuple(of_photo)) for path, of_photo in by_path.items()], lost
+
+
+def _cut_photos(
+    photos: Iterable[_Photo], crops_dir: Path, margin: float, min_face_px: int
+) -> list[_Outcome]:
+    each = (_cut_photo(photo, crops_dir, margin, min_face_px) for photo in photos)
+    return list(itertools.chain.from_iterable(each))
+
+
+def _cut_photo(
+    photo: _Photo, crops_dir: Path, margin: float, min_face_px: int
+) -> Iterator[_Outcome]:
+    try:
+        # of a photo cut before only the header is read: its size decides what was dropped
+        pixels = _read(photo.path, decode=not all(face.is_cut for face in photo.faces))
+    except _UNREADABLE as error:
+        for face in photo.faces:
+            yield _Outcome(face.row, f"photo unreadable: {_cause(error)}")
+        return
+    for face in photo.faces:
+        inner = crop_box(face.bbox, pixels.size, margin=0)
+        if inner is None:
+            yield _Outcome(face.row, "box outside the photo")
+            continue
+        if min(inner[2] - inner[0], inner[3] - inner[1]) < min_face_px:
+            yield _Outcome(face.row, "box under min_face_px")
+            continue
+        if not face.is_cut:
+            box = crop_box(face.bbox, pixels.size, margin)
+            _save(pixels.crop(box), crops_dir / face.cutted_name)
+        yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, margin))
+
+
+def _read(path: Path, decode: bool) -> Image.Image:
+    """The photo in RGB as it is stored: OpenForensics' boxes know no EXIF orientation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd EXIF, of palettes with transparency
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=PHOTO_FORMATS) as photo:  # the header: size is checked here
+            if not decode:
+                return photo
+            photo.load()
+            pixels = photo if photo.mode == "RGB" else photo.convert("RGB")
+            pixels.info = {}  # a photo's comment would be written into its crops
+            return pixels
+
+
+def _cause(error: Exception) -> str:
+    """One line without a path: dropped.csv is the same on every machine."""
+    match error:
+        case UnidentifiedImageError():
+            return "not an image"
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return f"over {Image.MAX_IMAGE_PIXELS} pixels"
+        case OSError(strerror=str(reason)):
+            return reason
+        case _:
+            return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) -> bool:
+    left, top, right, bottom = _with_margin(bbox, margin)
+    return left < 0 or top < 0 or right > size[0] or bottom > size[1]
+
+
+def _save(face: Image.Image, path: Path) -> None:
+    encoded = io.BytesIO()  # Pillow writing to the disk itself hides why that failed
+    face.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(encoded.getvalue())
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}; make room, or set data.work_dir to"
+            " another disk, then run the same command again: it continues"
+        ) from None

@@ -1,0 +1,167 @@
+"""Faces table -> splits.csv: train, val and test, grouped by photo, balanced by label."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from deepfake.config import FAKE, LABELS, SPLITS, DataError, Fractions, Split
+from deepfake.openforensics import COLUMNS, PHOTO
+
+FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
+
+_MAX_STRATA = 100
+_NUMBERS = {"id_x": "int64", "image_id": "int64", "category_id": "int64"}
+
+_Ints = NDArray[np.int64]
+
+
+class TestSplitClosed(PermissionError):
+    """The test split was asked for without an Opening."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Leave to read the test split; only study/final.py makes one, for a frozen list."""
+
+    finalists: tuple[str, ...]
+    sha256: str  # of the list
+
+
+def assign_splits(
+    faces: pd.DataFrame, fractions: Fractions, group_by: Literal["photo", "face"], seed: int
+) -> pd.DataFrame:
+    """Columns cutted_name and split, sorted by cutted_name; the same seed gives the same rows.
+
+    Fractions are shares of the photos (or faces). Of several draws by scikit-learn the one whose
+    real and fake faces come closest to the fractions is taken.
+    Raises DataError where a split would stay empty or hold one label only.
+    """
+    labels = faces["category_id"].to_numpy(np.int64)
+    groups = (
+        faces.groupby(list(PHOTO)).ngroup().to_numpy(np.int64)
+        if group_by == "photo"
+        else np.arange(len(faces), dtype=np.int64)
+    )
+    n_groups = len(np.unique(groups))
+    n_val, n_test = (max(1, round(share * n_groups)) for share in (fractions.val, fractions.test))
+    sizes = (n_groups - n_val - n_test, n_val, n_test)
+    if sizes[0] < 1:
+        raise DataError(
+            f"data.fractions: {n_groups} {group_by}s with a usable face can't fill train, val and"
+            " test; add photos (dropped.csv names those without one)"
+        )
+    counts = np.stack([np.bincount(groups[labels == k], minlength=n_groups) for k in (0, 1)])
+    split_of_group = _best_draw(counts, sizes, fractions, seed)
+    names = np.array(SPLITS)[split_of_group[groups]]
+    _check_labels(names, labels, group_by)
+    table = pd.DataFrame({"cutted_name": faces["cutted_name"].to_numpy(), "split": names})
+    return table.sort_values("cutted_name", ignore_index=True)
+
+
+def _best_draw(
+    counts: _Ints, sizes: tuple[int, int, int], fractions: Fractions, seed: int
+) -> _Ints:
+    """(groups,) index into SPLITS. counts: (2, groups), real and fake faces of each group."""
+    wanted = np.outer((fractions.train, fractions.val, fractions.test), counts.sum(axis=1))
+    # small sets differ much from draw to draw; on large ones a few draws are all alike
+    n_draws = int(np.clip(20_000 // counts.shape[1], 20, 200))
+    best, best_cost = None, (np.inf, np.inf)
+    for state in np.random.SeedSequence(seed).generate_state(n_draws):
+        drawn = _draw(counts, sizes, int(state))
+        got = np.stack([counts[:, drawn == split].sum(axis=1) for split in range(3)])
+        cost = (np.sum(got == 0), np.abs(got - wanted).max())  # first, no split lacks a label
+        if cost < best_cost:
+            best, best_cost = drawn, cost
+    assert best is not None
+    return best
+
+
+def _draw(counts: _Ints, sizes: tuple[int, int, int], state: int) -> _Ints:
+    """One random split of the groups, each stratum spread over the three in proportion.
+
+    A stratum is a block of groups alike in their share of fakes and number of faces, large
+    enough for scikit-learn to give some of it to each split.
+    """
+    n_train, n_val, n_test = sizes
+    n_groups = sum(sizes)
+    order = np.lexsort((counts.sum(axis=0), counts[FAKE] / counts.sum(axis=0)))
+    block = -(-n_groups // min(sizes))  # rounded up
+    n_strata = min(_MAX_STRATA, n_groups // block)
+    strata = np.empty(n_groups, np.int64)
+    strata[order] = np.arange(n_groups) * n_strata // n_groups
+    rest, test = train_test_split(
+        np.arange(n_groups), test_size=n_test, stratify=strata, random_state=state
+    )
+    _, val = train_test_split(
+        rest, test_size=n_val, train_size=n_train, stratify=strata[rest], random_state=state
+    )
+    split_of_group = np.zeros(n_groups, np.int64)
+    split_of_group[val] = SPLITS.index("val")
+    split_of_group[test] = SPLITS.index("test")
+    return split_of_group
+
+
+def _check_labels(names: NDArray[np.str_], labels: _Ints, group_by: str) -> None:
+    for split in SPLITS:
+        for label, word in enumerate(LABELS):
+            if not np.any((names == split) & (labels == label)):
+                raise DataError(
+                    f"data.fractions: split {split!r} would hold no {word} face (of"
+                    f" {np.sum(labels == label)} in all, split by {group_by}); add photos or"
+                    f" raise data.fractions.{split}"
+                )
+
+
+def read_faces_csv(work_dir: Path) -> pd.DataFrame:
+    """Every face of the JSONs, those without a crop too."""
+    return _read_csv(work_dir / FACES_CSV, COLUMNS)
+
+
+def read_splits_csv(work_dir: Path) -> pd.DataFrame:
+    """cutted_name and split of every face with a crop, sorted by cutted_name."""
+    return _read_csv(work_dir / SPLITS_CSV, ("cutted_name", "split"))
+
+
+def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> pd.DataFrame:
+    """The rows of faces.csv in a split, sorted by cutted_name. Test takes an Opening."""
+    if split == "test" and opening is None:
+        raise TestSplitClosed("the test split is read by study/final.py alone, for its finalists")
+    splits = read_splits_csv(work_dir)
+    chosen = splits.loc[splits["split"] == split, ["cutted_name"]]
+    rows = chosen.merge(read_faces_csv(work_dir), on="cutted_name", validate="one_to_one")
+    return rows[list(COLUMNS)]
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """The same table gives the same bytes on every machine."""
+    write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either there whole or not at all, even after a power cut."""
+    unfinished = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    # a source or photo may be called "NA" or "007": only the numbers are numbers
+    types: dict[str, Any] = {name: _NUMBERS.get(name, str) for name in columns}
+    table = pd.read_csv(path, dtype=types, keep_default_na=False)
+    return table[list(columns)]

@@ -1,0 +1,113 @@
+"""Ours beside the report's figures, and whether the two are like for like."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deepfake.baselines import Figures
+from deepfake.config import UserError
+from deepfake.prepare import Prepared, load_prepared
+from study.config import StudyConfig
+from study.slots import Slots
+
+FIGURES = tuple(Figures.model_fields)  # the columns of the report's tables
+SAME_DATA = 0.01  # releases of OpenForensics differ by a few faces
+
+
+def compare(slots: Slots) -> dict[str, Any]:
+    """What `compare --json` prints: a row for each report figure, each baseline and the best.
+
+    Raises UserError if the study was not evaluated yet.
+    """
+    config = slots.config
+    evaluation = slots.attributes().get("evaluation")
+    if evaluation is None:
+        raise UserError(
+            f"study '{config.name}' was not evaluated yet; run: deepfake-study evaluate CONFIG"
+        )
+    ours = {finalist["model"]: finalist for finalist in evaluation["finalists"]}
+    states = {r.baseline: r for r in slots.records() if r.baseline}
+    rows: list[dict[str, Any]] = []
+    for baseline in config.baselines.baselines:
+        if baseline.published is not None:
+            published = baseline.published.model_dump()
+            rows.append({"model": baseline.name, "source": "report", "metrics": published})
+        if baseline.name in ours:
+            rows.append(_row(baseline.name, "ours", ours[baseline.name]))
+        else:
+            record = states[baseline.name]
+            rows.append(
+                {
+                    "model": baseline.name,
+                    "source": "ours",
+                    "metrics": dict.fromkeys(FIGURES),
+                    "slot": record.number,
+                    "state": record.state,
+                    "reason": record.reason,
+                }
+            )
+    best = ours["best"]
+    rows.append(_row(best["variant"], "best", best))
+    differences = unlike(config, load_prepared(config.data))
+    return {
+        "comparable": not differences,
+        "differences": differences,
+        "caveats": caveats(config),
+        "published": config.baselines.source,
+        "rows": rows,
+        "opening": evaluation["opening"],
+        "openings": evaluation["openings"],
+    }
+
+
+def unlike(config: StudyConfig, prepared: Prepared) -> list[str]:
+    """Why our rows are not like for like with the report's; empty if they are."""
+    report = config.baselines.published_on
+    summary, train = prepared.summary, config.train
+    found = []
+    for name, ours, theirs in (
+        ("real", summary.real_in_json, report.real),
+        ("fake", summary.fake_in_json, report.fake),
+    ):
+        if abs(ours - theirs) > SAME_DATA * theirs:
+            found.append(
+                f"the data are not {report.dataset}: {ours} {name} faces, the report had {theirs}"
+            )
+    for key, setting, published in (
+        ("image_size", train.image_size.model_dump(), report.image_size),
+        ("max_epochs", train.max_epochs, report.max_epochs),
+        ("batch_size", train.batch_size, report.batch_size),
+    ):
+        if setting != published:
+            found.append(f"train.{key} is {_plain(setting)}, the report's {_plain(published)}")
+    if train.weights == "none":
+        found.append(f"train.weights is none, the report's {report.weights}")
+    return found
+
+
+def caveats(config: StudyConfig) -> list[str]:
+    """What keeps like-for-like rows from being the same experiment, by choice."""
+    if config.data.group_by == "face":
+        return []
+    return [
+        "photos are split whole here; the report split faces, so that most of its test faces "
+        "share a photo with training (data.group_by: face does the same)"
+    ]
+
+
+def _row(model: str, source: str, finalist: Mapping[str, Any]) -> dict[str, Any]:
+    test = finalist["test"]
+    return {
+        "model": model,
+        "source": source,
+        "slot": finalist["slot"],
+        "metrics": test["metrics"],
+        "intervals": test["intervals"],
+        "confusion": test["confusion"],
+        "faces": test["faces"],
+    }
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    return str(value)

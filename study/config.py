@@ -1,0 +1,226 @@
+"""Everything about a study, from one YAML and --set overrides, checked once."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SecretStr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from deepfake.baselines import Baselines
+from deepfake.config import (
+    AbsolutePath,
+    DataConfig,
+    Frozen,
+    Hyperparameters,
+    TrainConfig,
+    TrainSettings,
+    Variant,
+)
+
+
+class Range(Frozen):
+    """An interval that a trial draws from."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low:g} must be above 0 on a log scale")
+        return self
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def _single(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _number_or_range(value: object) -> str:
+    return "range" if isinstance(value, dict | Range) else "number"
+
+
+# A fixed value or a range; told apart first, so that an error speaks of the one that was meant.
+Drawn = Annotated[
+    Annotated[float, Tag("number")] | Annotated[Range, Tag("range")],
+    Discriminator(_number_or_range),
+]
+
+
+class Space(Frozen):
+    """What a trial draws; a single value fixes it."""
+
+    variant: Annotated[tuple[Variant, ...], BeforeValidator(_single), Field(min_length=1)]
+    lr: Drawn
+    weight_decay: Drawn
+    dropout: Drawn
+
+    @model_validator(mode="after")
+    def _each_end_is_possible(self) -> "Space":
+        """Both ends of every range must be hyperparameters that a training takes."""
+        if len(set(self.variant)) < len(self.variant):
+            raise ValueError(f"variant: {list(self.variant)} names one twice")
+        for end in ("low", "high"):
+            values = {name: getattr(d, end, d) for name, d in self.drawn().items()}
+            try:
+                Hyperparameters(variant=self.variant[0], **values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name, message = first["loc"][0], first["msg"]
+                raise ValueError(f"{name}: {message}, not {first['input']}") from error
+        return self
+
+    def drawn(self) -> dict[str, Drawn]:
+        return {"lr": self.lr, "weight_decay": self.weight_decay, "dropout": self.dropout}
+
+    def problem_with(self, params: Hyperparameters) -> str | None:
+        """Why params are outside this space, or None if they are in it."""
+        if params.variant not in self.variant:
+            return f"variant {params.variant} is not among {', '.join(self.variant)}"
+        for name, drawn in self.drawn().items():
+            value = getattr(params, name)
+            if isinstance(drawn, Range) and value not in drawn:
+                return f"{name} {value:g} is not in [{drawn.low:g}, {drawn.high:g}]"
+            if not isinstance(drawn, Range) and value != drawn:
+                return f"{name} {value:g} is not the fixed {drawn:g}"
+        return None
+
+
+class SearchConfig(Frozen):
+    """The budget and how it is spent."""
+
+    n_trials: PositiveInt  # slots, the baselines among them
+    seed: NonNegativeInt = 0
+    storage: SecretStr  # sqlite:///path or postgresql+psycopg://...; may hold a password
+    checkpoints_dir: AbsolutePath = Path("mlruns/checkpoints")  # what a killed slot resumes from
+    prune_min_peers: PositiveInt = 2  # finished peers of the variant before anything is pruned
+    prune_patience: PositiveInt = 2  # epochs without improvement before pruning may strike
+    max_attempts: PositiveInt = 2  # of a slot that raises; a killed one is always tried again
+    max_failed: NonNegativeInt = 10  # failed slots; one more ends the study
+    heartbeat_s: PositiveInt = 10
+    lease_s: PositiveInt = 60  # a worker silent for longer has lost its slot
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute_sqlite(cls, url: SecretStr) -> SecretStr:
+        return SecretStr(_absolute_sqlite(url.get_secret_value()))
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_missed_beat(self) -> "SearchConfig":
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_s: {self.lease_s} must be at least twice heartbeat_s, {self.heartbeat_s}"
+            )
+        return self
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow keeps runs and artifacts."""
+
+    uri: str = "sqlite:///mlruns/mlflow.db"  # or http://...
+    artifacts_dir: AbsolutePath = Path("mlruns/artifacts")  # not used with http
+
+    @field_validator("uri")
+    @classmethod
+    def _a_store_mlflow_opens(cls, uri: str) -> str:
+        if not uri.startswith(("sqlite:///", "http://", "https://")):
+            raise ValueError(f"'{uri}' is neither sqlite:///path nor http(s)://host:port")
+        return _absolute_sqlite(uri)
+
+
+class StudyConfig(Frozen):
+    """One study, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,79}$")]
+    data: DataConfig
+    train: TrainSettings = TrainSettings()
+    space: Space
+    study: SearchConfig
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    baselines: Baselines
+
+    def train_config(self, params: Hyperparameters, *, fixed: bool) -> TrainConfig:
+        """A trial's training. A fixed one is a baseline: fp32 always, as the report's."""
+        settings = self.train.model_copy(update={"precision": "fp32"}) if fixed else self.train
+        return TrainConfig(**settings.model_dump(), **params.model_dump())
+
+    @property
+    def sides_px(self) -> tuple[int, ...]:
+        """The resolutions that trials of this study read."""
+        variants = {*self.space.variant, *(b.params.variant for b in self.baselines.baselines)}
+        return tuple(sorted({self.train.image_size.of(variant) for variant in variants}))
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.study.checkpoints_dir / self.name
+
+    @model_validator(mode="after")
+    def _whole(self) -> "StudyConfig":
+        baselines = self.baselines.baselines
+        if self.study.n_trials < len(baselines):
+            raise ValueError(
+                f"study.n_trials: {self.study.n_trials} is below the {len(baselines)} baselines, "
+                "which are its first slots"
+            )
+        for baseline in baselines:
+            if problem := self.space.problem_with(baseline.params):
+                raise ValueError(
+                    f"space: baseline '{baseline.name}' is outside: {problem}; widen the space or "
+                    "name another baselines file"
+                )
+        return self
+
+
+def fingerprint(
+    config: StudyConfig, splits_sha256: str, crops_sha256: str, weights_sha256: str
+) -> dict[str, Any]:
+    """What must not change while a study runs, by dotted key. No paths, budget or places."""
+    train = config.train.model_dump(mode="json", exclude={"weights"})
+    settings = {"train": train, "space": config.space.model_dump(mode="json")}
+    baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
+    return {
+        **dict(_flatten(settings)),
+        **{f"baselines.{key}": value for key, value in _flatten(baselines)},
+        "study.seed": config.study.seed,
+        "train.weights (sha256)": weights_sha256,
+        "data splits.csv (sha256)": splits_sha256,
+        "data crops (sha256)": crops_sha256,
+    }
+
+
+def public_yaml(config: StudyConfig) -> str:
+    """The whole configuration as YAML, without the storage URL, which may hold a password."""
+    document = config.model_dump(mode="json", exclude={"study": {"storage"}})
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _absolute_sqlite(url: str) -> str:
+    scheme, found, path = url.partition(":///")
+    if not found or not scheme.startswith("sqlite"):
+        return url
+    return f"{scheme}:///{Path(path).expanduser().absolute()}"

@@ -1,0 +1,149 @@
+"""One YAML and --set overrides -> a StudyConfig, or one line that says what is wrong with it."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from deepfake.baselines import Baselines, load_baselines
+from deepfake.config import ConfigError, Frozen
+from study.config import StudyConfig
+
+# What other tools call our keys: difflib alone would not find them.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "model": "variant",
+    "models": "variant",
+    "trials": "n_trials",
+    "patience": "stop_patience",
+    "json": "annotations",
+    "images_dir": "photos_dir",
+    "url": "storage",
+}
+
+
+def load_config(
+    path: Path, overrides: Sequence[str] = (), storage: str | None = None
+) -> StudyConfig:
+    """The study that a YAML describes, with `key.path=value` overrides (values are YAML).
+
+    storage replaces the file's study.storage; an override comes before both.
+
+    Raises ConfigError, one line that names the file, the dotted key and the value.
+    """
+    document = _read_yaml(path)
+    if storage is not None:
+        _set(document, "study.storage", storage)
+    for override in overrides:
+        _override(document, override)
+    baselines = document.get("baselines")
+    if not isinstance(baselines, str):
+        raise ConfigError(f"{path}: 'baselines' must be the path of a YAML, not {baselines!r}")
+    document["baselines"] = load_baselines(Path(baselines).expanduser().absolute())
+    try:
+        config = StudyConfig.model_validate(document)
+    except ValidationError as error:
+        # an unknown key first: what it left unset is only a consequence
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise ConfigError(f"{path}: {_explain(errors[0])}") from None
+    weights = config.train.weights
+    if weights in ("imagenet", "none"):
+        return config
+    train = config.train.model_copy(update={"weights": str(Path(weights).expanduser().absolute())})
+    return config.model_copy(update={"train": train})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not a text file"
+        raise ConfigError(f"{path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections (name, data, train, ...)")
+    return document
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: must be key=value, such as train.batch_size=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: the value is not YAML") from error
+    # YAML 1.1 reads 1e-3 as text: a number needs its point there
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)
+    _set(document, key.strip(), value)
+
+
+def _set(document: dict[str, Any], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    place = document
+    for section in sections:
+        below = place.setdefault(section, {})
+        if not isinstance(below, dict):
+            below = place[section] = {}  # a fixed value gives way to a section, as space.lr.low
+        place = below
+    place[last] = value
+
+
+def _known_keys(model: type[Frozen] = StudyConfig, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for section in _sections_in(field.annotation):
+            yield from _known_keys(section, f"{prefix}{name}.")
+
+
+def _sections_in(annotation: object) -> Iterator[type[Frozen]]:
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        if annotation is not Baselines:  # a file of its own
+            yield annotation
+        return
+    for part in get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _suggest(unknown: str) -> str:
+    known = sorted(set(_known_keys()))
+    section, _, last = unknown.rpartition(".")
+    last = SYNONYMS.get(last, last)
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for names in (siblings, anywhere):
+        if near := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
+            return f"did you mean '{names[near[0]]}'?"
+    return f"known here: {', '.join(siblings)}"
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line from pydantic's error: dotted key, what is wrong, the value."""
+    # union members are no keys of the YAML
+    key = ".".join(str(part) for part in error["loc"] if part not in ("number", "range"))
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; {_suggest(key)}"
+    if error["type"] == "missing":
+        return f"'{key}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":  # raised above: names the key itself, and the value
+        below, colon, rest = message.partition(": ")
+        named = colon and re.fullmatch(r"[\w.]+", below)
+        where = ".".join(part for part in (key, below if named else "") if part)
+        return f"'{where}': {rest if named else message}"
+    if "storage" in key or isinstance(error["input"], dict | list | tuple):
+        return f"'{key}': {message}"
+    return f"'{key}': {message}, not {json.dumps(error['input'], default=str)}"

@@ -1,0 +1,104 @@
+"""What people see of a slot: one record, whatever attempts it took."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from deepfake.config import Hyperparameters
+from study.pruner import best_until
+from study.space import hyperparameters
+
+State = Literal["waiting", "running", "complete", "pruned", "failed"]
+STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed")
+STATE_OF: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+}
+
+
+@dataclass(frozen=True)
+class SlotRecord:
+    """A slot as the database has it."""
+
+    number: int
+    state: State
+    baseline: str | None
+    attempt: int
+    params: Hyperparameters | None  # None until drawn
+    losses: dict[int, float]  # validation loss by epoch
+    reason: str | None  # why it was pruned or failed
+    run_id: str | None  # MLflow's
+    worker: str | None  # host:pid that has it, or had it last
+    seconds: float | None  # from claim to end
+
+    @property
+    def best_loss(self) -> float | None:
+        return best_until(self.losses, max(self.losses)) if self.losses else None
+
+    @property
+    def best_epoch(self) -> int | None:
+        return min(self.losses, key=lambda epoch: (self.losses[epoch], epoch), default=None)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+def record_of(trials: Sequence[FrozenTrial], failed_for_good: bool) -> SlotRecord:
+    """The record of a slot from its attempts, oldest first. Between two attempts it is waiting."""
+    last = trials[-1]
+    attrs = last.user_attrs
+    seconds = None
+    if last.datetime_start is not None and last.datetime_complete is not None:
+        seconds = (last.datetime_complete - last.datetime_start).total_seconds()
+    return SlotRecord(
+        number=attrs["slot"],
+        state=STATE_OF.get(last.state, "failed" if failed_for_good else "waiting"),
+        baseline=attrs["baseline"],
+        attempt=attrs["attempt"],
+        params=hyperparameters(last.system_attrs.get("fixed_params", {}) | last.params),
+        losses=dict(last.intermediate_values),
+        reason=attrs.get("reason"),
+        run_id=attrs.get("run_id"),
+        worker=attrs.get("worker"),
+        seconds=seconds,
+    )
+
+
+def best_of(records: Sequence[SlotRecord]) -> SlotRecord | None:
+    """The complete slot of the lowest validation loss; of equals, the first."""
+    complete = [record for record in records if record.state == "complete"]
+    return min(complete, key=lambda record: (record.best_loss, record.number), default=None)
+
+
+def summary(name: str, records: Sequence[SlotRecord]) -> dict[str, Any]:
+    """What `status --json` prints: budget, slots by state, best so far, baselines."""
+    states = Counter(record.state for record in records)
+    best = best_of(records)
+    return {
+        "name": name,
+        "n_trials": len(records),
+        "slots": {state: states[state] for state in STATES},
+        "best": best
+        and {
+            "slot": best.number,
+            "value": best.best_loss,
+            "params": best.params and best.params.model_dump(),
+            "run_id": best.run_id,
+        },
+        "baselines": [
+            {
+                "name": record.baseline,
+                "slot": record.number,
+                "state": record.state,
+                "value": record.best_loss,
+            }
+            for record in records
+            if record.baseline
+        ],
+    }

@@ -1,0 +1,6 @@
+from pathlib import Path
+
+from study.slots import Slots
+
+
+def write_report(slots: Slots, out: Path) -> Path: ...
