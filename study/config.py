@@ -142,6 +142,11 @@ class TrackingConfig(Frozen):
     def _a_store_mlflow_opens(cls, uri: str) -> str:
         if not uri.startswith(("sqlite:///", "http://", "https://")):
             raise ValueError(f"'{uri}' is neither sqlite:///path nor http(s)://host:port")
+        if uri.startswith("http") and "@" in uri:
+            raise ValueError(
+                "credentials don't belong here: MLflow reads MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
         return _absolute_sqlite(uri)
 
 

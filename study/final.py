@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -59,7 +59,7 @@ class Evaluated:
     """One slot, re-evaluated."""
 
     slot: int
-    model: str  # the baseline's name, or "best"
+    model: str  # the baseline's name, "best", or "slot N"
     variant: str
     weights_sha256: str
     proof: Proof
@@ -99,11 +99,14 @@ class Evaluator:
                 "first with: deepfake-study run CONFIG"
             )
         finalists = self._finalists(records)
-        proven = [self._prove(record, model) for model, record in finalists]
-        opening, entry = self._freeze(proven)
-        tested = [self._test(evaluated, opening) for evaluated in proven]
+        # the best trial may be a baseline: then one proof and one test stand for both
+        unique = {record.number: record for _, record in finalists}
+        proven = {n: self._prove(record) for n, record in unique.items()}
+        opening, entry = self._freeze(list(proven.values()))
+        tested = {n: self._test(evaluated, opening) for n, evaluated in proven.items()}
+        named = [replace(tested[record.number], model=model) for model, record in finalists]
         openings = self.slots.attributes()["openings"]
-        evaluation = Evaluation(tested, entry, len({e["sha256"] for e in openings}))
+        evaluation = Evaluation(named, entry, len({e["sha256"] for e in openings}))
         self.slots.set_attribute("evaluation", asdict(evaluation))
         self.tracker.log_study(
             {"opening_sha256": opening.sha256, "test_openings": str(evaluation.openings)},
@@ -119,7 +122,7 @@ class Evaluator:
         record = records[number]
         if record.state not in ("complete", "pruned") or record.best_loss is None:
             raise UserError(f"--trial {number}: it is {record.state} and has no weights to prove")
-        proven = self._prove(record, record.baseline or f"slot {number}")
+        proven = self._prove(record)
         openings = self.slots.attributes().get("openings", [])
         mine = _entry(proven)
         entry = next((opened for opened in openings if mine in opened["finalists"]), None)
@@ -134,7 +137,7 @@ class Evaluator:
         baselines = [r for r in records if r.baseline and r.state == "complete"]
         return [("best", best), *((r.baseline or "", r) for r in baselines)]
 
-    def _prove(self, record: SlotRecord, model: str) -> Evaluated:
+    def _prove(self, record: SlotRecord) -> Evaluated:
         """Compute the validation loss again from the logged weights, and hold it to the logged."""
         assert record.params is not None
         assert record.best_loss is not None
@@ -158,6 +161,7 @@ class Evaluator:
             )
         figures, files = _figures(logits, faces, "val")
         self.tracker.log_evaluation(record.run_id, "proof", {"val_loss": proof.recomputed}, files)
+        model = record.baseline or f"slot {record.number}"
         return Evaluated(record.number, model, train.variant, weights_sha256, proof, figures, None)
 
     def _load(self, record: SlotRecord) -> tuple[nn.Module, str]:
@@ -172,7 +176,7 @@ class Evaluator:
 
     def _freeze(self, proven: list[Evaluated]) -> tuple[Opening, dict[str, Any]]:
         """Append the opening for this list to the study, unless the list was opened already."""
-        finalists = tuple(sorted({_entry(evaluated) for evaluated in proven}))
+        finalists = tuple(sorted(_entry(evaluated) for evaluated in proven))
         opening = Opening(finalists, hashlib.sha256(json.dumps(finalists).encode()).hexdigest())
         with self.slots.exclusive():
             openings = self.slots.attributes().get("openings", [])
@@ -199,7 +203,7 @@ class Evaluator:
         logits = evaluate(network, faces, train, self.device)
         figures, files = _figures(logits, faces, "test")
         self.tracker.log_evaluation(record.run_id, "test", figures.metrics, files)
-        return Evaluated(**{**vars(evaluated), "test": figures})
+        return replace(evaluated, test=figures)
 
 
 def _entry(evaluated: Evaluated) -> str:

@@ -60,7 +60,12 @@ def load_config(
     weights = config.train.weights
     if weights in ("imagenet", "none"):
         return config
-    train = config.train.model_copy(update={"weights": str(Path(weights).expanduser().absolute())})
+    file = Path(weights).expanduser().absolute()
+    if not file.is_file():
+        raise ConfigError(
+            f"{path}: 'train.weights': {file} is not a file; give imagenet, none or a path"
+        )
+    train = config.train.model_copy(update={"weights": str(file)})
     return config.model_copy(update={"train": train})
 
 
@@ -139,6 +144,8 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"'{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        message = "Input should be a section of keys"
     if error["type"] == "value_error":  # raised above: names the key itself, and the value
         below, colon, rest = message.partition(": ")
         named = colon and re.fullmatch(r"[\w.]+", below)

@@ -1,0 +1,54 @@
+"""Fixtures that several test modules share."""
+
+import os
+
+# as the command line sets them: tests call its parts directly, and no network may be waited for
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from study.config import StudyConfig
+from study.load import load_config
+from tests import postgres as postgres_server
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Postgres]:
+    """A PostgreSQL server for the session."""
+    binaries = postgres_server.find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server here (Debian: postgresql)")
+    with postgres_server.running(binaries) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty study database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    return request.getfixturevalue("postgres").new_database()
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., StudyConfig]:
+    """A study in tmp_path: make_config("study.n_trials=12", storage=url)."""
+
+    def make(*overrides: str, storage: str | None = None) -> StudyConfig:
+        own = [
+            f"study.checkpoints_dir={tmp_path}/checkpoints",
+            f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+            f"tracking.artifacts_dir={tmp_path}/artifacts",
+            f"baselines={REPOSITORY}/configs/baselines.yaml",
+            *(() if storage else (f"study.storage=sqlite:///{tmp_path}/study.db",)),
+        ]
+        return load_config(REPOSITORY / "configs/sample.yaml", [*own, *overrides], storage)
+
+    return make
