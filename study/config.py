@@ -226,6 +226,6 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
 
 def _absolute_sqlite(url: str) -> str:
     scheme, found, path = url.partition(":///")
-    if not found or not scheme.startswith("sqlite"):
+    if not found or not scheme.startswith("sqlite") or path in ("", ":memory:"):
         return url
     return f"{scheme}:///{Path(path).expanduser().absolute()}"

@@ -124,14 +124,17 @@ class Tracker:
             return load_file(path)
 
     def tags(self, run_id: str) -> dict[str, str]:
-        return dict(self.client.get_run(run_id).data.tags)
+        """Raises TrackingError if the run is gone."""
+        with _readable(run_id):
+            return dict(self.client.get_run(run_id).data.tags)
 
     def history(self, run_id: str) -> dict[str, dict[int, float]]:
-        """Every per-epoch metric of a run: name -> epoch -> value."""
-        return {
-            name: {m.step: m.value for m in self.client.get_metric_history(run_id, name)}
-            for name in EPOCH_METRICS
-        }
+        """Every per-epoch metric of a run: name -> epoch -> value. Raises TrackingError."""
+        with _readable(run_id):
+            return {
+                name: {m.step: m.value for m in self.client.get_metric_history(run_id, name)}
+                for name in EPOCH_METRICS
+            }
 
     def log_evaluation(
         self, run_id: str, split: str, figures: Mapping[str, float], files: Mapping[str, Any]
@@ -294,6 +297,14 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):  # no git, or installed without its history
         return None
     return found.stdout.strip()
+
+
+@contextmanager
+def _readable(run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"run {run_id}: can't be read ({_one_line(error)})") from None
 
 
 def _one_line(error: Exception) -> str:
