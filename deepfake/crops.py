@@ -27,7 +27,7 @@ from deepfake.openforensics import resolve_photos
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
 JPEG_QUALITY = 95
 DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
 

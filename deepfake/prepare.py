@@ -24,7 +24,6 @@ from deepfake.splits import (
     write_csv,
     write_whole,
 )
-from deepfake.store import ensure_store
 
 MANIFEST, UNFINISHED = "prepared.json", "preparing.json"
 DROPPED_CSV, CROPS = "dropped.csv", "crops"
@@ -103,6 +102,8 @@ def prepare(
                     _fill(data, settings, annotations, processes, progress)
     prepared = _load(data.work_dir, settings)
     for side in sides:
+        from deepfake.store import ensure_store  # torch, seconds to import
+
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
     return prepared
 

@@ -18,6 +18,7 @@ from deepfake.openforensics import COLUMNS, PHOTO
 FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
 
 _MAX_STRATA = 100
+_MIN_DRAWS, _MAX_DRAWS = 20, 200  # more than the first only until no split lacks a label
 _NUMBERS = {"id_x": "int64", "image_id": "int64", "category_id": "int64"}
 
 _Ints = NDArray[np.int64]
@@ -71,15 +72,15 @@ def _best_draw(
 ) -> _Ints:
     """(groups,) index into SPLITS. counts: (2, groups), real and fake faces of each group."""
     wanted = np.outer((fractions.train, fractions.val, fractions.test), counts.sum(axis=1))
-    # small sets differ much from draw to draw; on large ones a few draws are all alike
-    n_draws = int(np.clip(20_000 // counts.shape[1], 20, 200))
     best, best_cost = None, (np.inf, np.inf)
-    for state in np.random.SeedSequence(seed).generate_state(n_draws):
+    for number, state in enumerate(np.random.SeedSequence(seed).generate_state(_MAX_DRAWS)):
         drawn = _draw(counts, sizes, int(state))
         got = np.stack([counts[:, drawn == split].sum(axis=1) for split in range(3)])
         cost = (np.sum(got == 0), np.abs(got - wanted).max())  # first, no split lacks a label
         if cost < best_cost:
             best, best_cost = drawn, cost
+        if number + 1 >= _MIN_DRAWS and best_cost[0] == 0:
+            break
     assert best is not None
     return best
 

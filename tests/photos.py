@@ -1,0 +1,45 @@
+"""Draws a handful of small photos with an OpenForensics JSON, for tests of the data's flow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CATEGORIES = [{"id": 0, "name": "Real"}, {"id": 1, "name": "Fake"}]
+SIZE = (96, 64)  # of every photo, px
+
+
+def draw_photo(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Coarse coloured noise: no two crops are alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    photo.save(path, quality=90)
+    return photo
+
+
+def face(number: int, image: int, label: int, bbox: list[Any], **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": image, "category_id": label, "bbox": bbox, **more}
+
+
+def write_json(path: Path, file_names: list[str], faces: list[dict[str, Any]]) -> Path:
+    """Image ids count from 0."""
+    images = [{"id": i, "file_name": name} for i, name in enumerate(file_names)]
+    content = {"categories": CATEGORIES, "images": images, "annotations": faces}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def draw_set(folder: Path, n_photos: int = 12, stem: str = "Train_poly") -> Path:
+    """n photos with a real and a fake face each, 24 and 30 px, and their JSON."""
+    names = [f"Images/Train/{stem}{i}.jpg" for i in range(n_photos)]
+    for i, name in enumerate(names):
+        draw_photo(folder / name, seed=i)
+    faces = []
+    for i in range(n_photos):
+        faces.append(face(2 * i, i, 0, [2 + i % 5, 3, 24, 24]))
+        faces.append(face(2 * i + 1, i, 1, [50, 20 + i % 5, 30, 30]))
+    return write_json(folder / f"{stem}.json", names, faces)
