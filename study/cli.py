@@ -281,7 +281,7 @@ def _warn_about_threads(config: "StudyConfig", workers: int) -> None:
 def _stderr() -> Any:
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True)
+    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print(document: dict[str, Any], table: "RenderableType", as_json: bool) -> None:
@@ -290,7 +290,7 @@ def _print(document: dict[str, Any], table: "RenderableType", as_json: bool) -> 
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     # a pipe has no width: never cut a table there
     (console if console.is_terminal else Console(width=200)).print(table)
 

@@ -28,6 +28,7 @@ from deepfake.config import (
     TrainSettings,
     Variant,
 )
+from deepfake.prepare import Prepared
 
 
 class Range(Frozen):
@@ -193,9 +194,7 @@ class StudyConfig(Frozen):
         return self
 
 
-def fingerprint(
-    config: StudyConfig, splits_sha256: str, crops_sha256: str, weights_sha256: str
-) -> dict[str, Any]:
+def fingerprint(config: StudyConfig, prepared: Prepared, weights_sha256: str) -> dict[str, Any]:
     """What must not change while a study runs, by dotted key. No paths, budget or places."""
     train = config.train.model_dump(mode="json", exclude={"weights"})
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
@@ -205,8 +204,9 @@ def fingerprint(
         **{f"baselines.{key}": value for key, value in _flatten(baselines)},
         "study.seed": config.study.seed,
         "train.weights (sha256)": weights_sha256,
-        "data splits.csv (sha256)": splits_sha256,
-        "data crops (sha256)": crops_sha256,
+        "data faces.csv (sha256)": prepared.faces_sha256,  # its labels
+        "data splits.csv (sha256)": prepared.splits_sha256,
+        "data crops (sha256)": prepared.crops_sha256,
     }
 
 

@@ -115,10 +115,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
-    prepared = inputs.prepared
-    return fingerprint(
-        config, prepared.splits_sha256, prepared.crops_sha256, inputs.weights_sha256
-    )
+    return fingerprint(config, inputs.prepared, inputs.weights_sha256)
 
 
 def worker_name(pid: int) -> str:

@@ -52,3 +52,13 @@ def make_config(tmp_path: Path) -> Callable[..., StudyConfig]:
         return load_config(REPOSITORY / "configs/sample.yaml", [*own, *overrides], storage)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and no runs: creating them takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path

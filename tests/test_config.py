@@ -7,12 +7,32 @@ from pathlib import Path
 import pytest
 
 from deepfake.config import ConfigError, Hyperparameters
+from deepfake.prepare import Prepared, Summary
 from study.config import Range, StudyConfig, fingerprint, public_yaml
 from study.load import load_config
 from tests.conftest import REPOSITORY
 
 MakeConfig = Callable[..., StudyConfig]
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+PREPARED = Prepared(
+    work_dir=Path("/data"),
+    faces_sha256="faces",
+    splits_sha256="splits",
+    crops_sha256="crops",
+    summary=Summary(
+        photos=1,
+        faces=1,
+        real=1,
+        fake=0,
+        splits={},
+        dropped={},
+        clamped=0,
+        photos_in_json=1,
+        real_in_json=1,
+        fake_in_json=0,
+    ),
+)
 
 MISTAKES = {
     "train.learning_rate=0.1": r"unknown key 'train\.learning_rate'; did you mean 'space\.lr'\?",
@@ -136,7 +156,7 @@ def test_the_fingerprint_ignores_places_and_budget_but_no_setting_that_changes_a
     make_config: MakeConfig,
 ) -> None:
     def of(*overrides: str) -> dict[str, object]:
-        return fingerprint(make_config(*overrides), "splits", "crops", "weights")
+        return fingerprint(make_config(*overrides), PREPARED, "weights")
 
     assert of() == of(
         "study.n_trials=50", "study.storage=sqlite:////tmp/x.db", "data.work_dir=/tmp/x"

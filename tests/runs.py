@@ -1,0 +1,65 @@
+"""Runs the real command on tiny studies, in folders of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.photos import draw_set
+
+REPOSITORY = Path(__file__).parents[1]
+ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
+
+
+class Folder:
+    """A folder to start commands in: photos of coloured noise and a study of 32 px."""
+
+    def __init__(self, path: Path, n_photos: int = 24, *overrides: str) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        draw_set(path / "photos", n_photos)
+        self.overrides = [
+            f"data.annotations=[{path}/photos/Train_poly.json]",
+            f"data.photos_dir={path}/photos",
+            f"data.work_dir={path}/faces",
+            f"baselines={REPOSITORY}/configs/baselines.yaml",
+            "train.image_size={cnn: 32, mobilenet_v2: 32}",
+            *overrides,
+        ]
+
+    def command(self, name: str, *options: str) -> list[str]:
+        config = str(REPOSITORY / "configs/sample.yaml")
+        sets = [part for override in self.overrides for part in ("--set", override)]
+        return [sys.executable, "-m", "study.cli", name, config, *sets, *options]
+
+    def run(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(name, *options),
+            cwd=self.path,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(name, *options),
+            cwd=self.path,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def json(self, name: str, *options: str) -> Any:
+        done = self.run(name, "--json", *options)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**ENV, "PYTHONPATH": str(REPOSITORY)}
