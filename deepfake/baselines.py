@@ -51,7 +51,7 @@ class Baselines(Frozen):
 def load_baselines(path: Path) -> Baselines:
     """Raises ConfigError if the file is absent or not of this shape."""
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"baselines: {path}: {error.strerror or error}") from error
     except yaml.YAMLError as error:

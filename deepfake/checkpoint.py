@@ -1,6 +1,7 @@
 """One file that a training continues from: whole or absent, and hashed."""
 
 import hashlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -10,57 +11,60 @@ import torch
 
 log = logging.getLogger(__name__)
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write state (tensors and plain types) and its sha256 beside it; the one before is kept.
+    """Write state (tensors and plain types), its sha256 at the end; the one before is kept.
 
     A crash at any moment leaves the new one or the one before, never a torn file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    partial = _partial(path)
+    with partial.open("w+b") as file:
         torch.save(state, file)
+        file.seek(0)
+        # in the file, not beside it: two files can't be renamed at once
+        file.write(hashlib.file_digest(file, "sha256").digest())
         file.flush()
         os.fsync(file.fileno())
-    digest = _sha256(partial)
     if path.exists():
         path.replace(_before(path))
-        _digest_path(path).replace(_digest_path(_before(path)))
-    # the digest first: a checkpoint without one is taken as torn
-    _digest_path(path).write_text(digest + "\n")
     partial.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state, or that of the one before if this one is damaged, or None if neither is whole."""
+    """The state, or that of the one before if this one is damaged, or None if neither is whole.
+
+    What holds more than tensors and plain types counts as damaged: none of its code is run.
+    """
     for candidate in (path, _before(path)):
         if not candidate.exists():
             continue
+        content = memoryview(candidate.read_bytes())
+        body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         # a flipped byte in a weight loads silently: only the digest shows it
-        if _digest_path(candidate).exists() and (
-            _digest_path(candidate).read_text().strip() == _sha256(candidate)
-        ):
-            state: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
-            return state
+        if hashlib.sha256(body).digest() == digest:
+            try:
+                state: dict[str, Any] = torch.load(
+                    io.BytesIO(body), map_location="cpu", weights_only=True
+                )
+            except Exception:  # pickle's and torch's own kinds
+                log.exception("%s can't be loaded", candidate)
+            else:
+                return state
         log.warning("%s is damaged: going back to the one before it", candidate)
     return None
 
 
 def remove_checkpoint(path: Path) -> None:
-    for kept in (path, _before(path)):
+    for kept in (path, _before(path), _partial(path)):
         kept.unlink(missing_ok=True)
-        _digest_path(kept).unlink(missing_ok=True)
-    path.with_suffix(".partial").unlink(missing_ok=True)
 
 
 def _before(path: Path) -> Path:
     return path.with_suffix(".before" + path.suffix)
 
 
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")

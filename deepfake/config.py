@@ -38,7 +38,9 @@ class DataError(UserError):
 class Frozen(BaseModel):
     """An immutable section of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 # A path of a configuration: relative to the folder a command is started in, absolute once loaded.

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepfake.checkpoint import load_checkpoint, save_checkpoint
 from deepfake.config import ConfigError, TrainConfig
-from deepfake.metrics import accuracy, cross_entropy
+from deepfake.metrics import accuracy, cross_entropy, predict
 from deepfake.seeds import derive_seed
 
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
@@ -192,7 +192,7 @@ def train_one_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss_sum += loss.detach().double() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
+        correct += (predict(logits.detach()) == labels).sum()
         on_batch(done, total)
     return loss_sum.item() / len(feed), correct.item() / len(feed)
 

@@ -1,6 +1,8 @@
 """The three variants: (N, 3, side, side) normalised images -> (N, 2) logits, real and fake."""
 
+import contextlib
 import hashlib
+import sys
 from pathlib import Path
 
 import torch
@@ -91,13 +93,14 @@ def load_weights(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     if weights == "none":
         return None, "none"
     state = _download_imagenet() if weights == "imagenet" else _read_state_dict(Path(weights))
-    problems = mobilenet_v2(weights=None).features.load_state_dict(_backbone(state), strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        first = [*problems.missing_keys, *problems.unexpected_keys][0]
+    try:
+        mobilenet_v2(weights=None).features.load_state_dict(_backbone(state))
+    except RuntimeError as error:  # a layer is missing, unknown or of another shape
+        first = str(error).splitlines()[1].strip()
         raise ConfigError(
             f"train.weights: {weights} is no MobileNetV2 state dict of torchvision's layout "
-            f"(layer 'features.{first}' is missing or unknown)"
-        )
+            f"(below 'features.': {first[:120]})"
+        ) from error
     return state, state_dict_sha256(state)
 
 
@@ -106,7 +109,8 @@ def state_dict_sha256(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+        values = state[name].detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -134,12 +138,16 @@ def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _download_imagenet() -> dict[str, Tensor]:
     try:
-        return dict(MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=False))
-    except OSError as error:  # URLError is one
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces it; stdout is for results
+            state = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(
+                progress=False, check_hash=True, weights_only=True
+            )
+    except Exception as error:  # offline, a proxy's page, a damaged copy: a kind each
         raise ConfigError(
-            f"train.weights: imagenet can't be downloaded ({error}); give the path of a "
+            f"train.weights: imagenet can't be downloaded ({_reason(error)}); give the path of a "
             "torchvision mobilenet_v2 state dict, or none"
         ) from error
+    return dict(state)
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -148,8 +156,16 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a file that is not its own
-        reason = str(error).splitlines()[0][:120]
-        raise ConfigError(f"train.weights: {path} can't be read as weights ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(
+            f"train.weights: {path} can't be read as weights ({_reason(error)})"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ConfigError(f"train.weights: {path} holds no state dict (name -> tensor)")
     return state
+
+
+def _reason(error: Exception) -> str:
+    # the first sentence: behind it torch tells how to run the file's code
+    return f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]

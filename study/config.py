@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import (
@@ -28,7 +28,9 @@ from deepfake.config import (
     TrainSettings,
     Variant,
 )
-from deepfake.prepare import Prepared
+
+if TYPE_CHECKING:  # scikit-learn comes with it
+    from deepfake.prepare import Prepared
 
 
 class Range(Frozen):
@@ -194,7 +196,7 @@ class StudyConfig(Frozen):
         return self
 
 
-def fingerprint(config: StudyConfig, prepared: Prepared, weights_sha256: str) -> dict[str, Any]:
+def fingerprint(config: StudyConfig, prepared: "Prepared", weights_sha256: str) -> dict[str, Any]:
     """What must not change while a study runs, by dotted key. No paths, budget or places."""
     train = config.train.model_dump(mode="json", exclude={"weights"})
     settings = {"train": train, "space": config.space.model_dump(mode="json")}

@@ -1,6 +1,237 @@
+"""The whole study as one HTML file that needs no network."""
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
+
+from deepfake.baselines import Baseline
+from deepfake.config import LABELS, SPLITS, UserError
+from deepfake.prepare import Prepared, load_prepared
+from study import charts
+from study.compare import FIGURES, compare
+from study.config import StudyConfig, fingerprint, public_yaml
+from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
+from study.tracking import Tracker, TrackingError, git_commit
+
+PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
 
 
-def write_report(slots: Slots, out: Path) -> Path: ...
+def write_report(slots: Slots, out: Path) -> Path:
+    """Write the report of a study at any stage, whole or not at all; out.
+
+    Raises StudyMismatch if the settings are not the study's, UserError if out can't be written.
+    """
+    page = render(_content(slots, datetime.now(UTC)))
+    partial = out.with_name(f".{out.name}.unfinished")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        return partial.replace(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from None
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The page; every text in content is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "share": share, "short": lambda sha: sha[:12]}
+    return environment.get_template("report.html.j2").render(content)
+
+
+def number(value: float | None) -> str:
+    """Four decimals of a loss near 1, four digits of a large or a tiny one."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 100 else f"{value:.3e}"
+
+
+def share(value: float | None) -> str:
+    """Two decimals, as the report prints its figures."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _content(slots: Slots, now: datetime) -> dict[str, Any]:
+    config, records = slots.config, slots.records()
+    best = best_of(records)
+    witness = _witness(slots, records)
+    evaluation = slots.attributes().get("evaluation")
+    finalists = _by_slot(evaluation["finalists"]) if evaluation else []
+    shares = charts.importances(slots.study, config.space)
+    figures = _figures(records, config, witness["curves"], shares)
+    try:
+        comparison, why_not = compare(slots), None
+    except UserError as error:
+        comparison, why_not = None, str(error)
+    return {
+        "name": config.name,
+        "written": now.isoformat(sep=" ", timespec="minutes").removesuffix("+00:00"),
+        "records": records,
+        "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
+        "max_epochs": config.train.max_epochs,
+        "best": best,
+        "best_baseline": best_of([record for record in records if record.baseline]),
+        "finalist": next((f for f in finalists if best and f["slot"] == best.number), None),
+        "rivals": _rivals(config.baselines.baselines, best),
+        "comparison": comparison,
+        "why_not": why_not,
+        "columns": FIGURES,
+        "finalists": finalists,
+        "openings": slots.attributes().get("openings", []),
+        "labels": LABELS,
+        "colours": charts.COLOURS,
+        "variant_of": {b.name: b.params.variant for b in config.baselines.baselines},
+        "shown": _shown(records),
+        "witness": witness,
+        "min_for_importances": charts.MIN_FOR_IMPORTANCES,
+        "figures": {name: figure["layout"]["height"] for name, figure in figures.items()},
+        # "<" leaves plotly's JSON as \u003c: no text in it can end the script element
+        "figures_json": Markup(to_json_plotly(figures)),
+        "plotly_js": Markup(get_plotlyjs()),
+        **_origin(slots),
+    }
+
+
+def _witness(slots: Slots, records: Sequence[SlotRecord]) -> dict[str, Any]:
+    """Learning curves by slot, and where the runs were made.
+
+    The study's database has each epoch's validation loss; the rest MLflow alone has, and what of
+    it can't be read is left out and said.
+    """
+    curves: dict[int, dict[str, dict[int, float]]] = {
+        record.number: {"val_loss": record.losses} for record in records if record.losses
+    }
+    tags: list[dict[str, str]] = []
+    missing: list[str] = []
+    with_runs = {r.number: r.run_id for r in records if r.run_id is not None}
+    try:
+        tracker = Tracker(slots.config, slots) if with_runs else None
+    except TrackingError as error:
+        tracker, missing = None, [str(error)]
+    if tracker is not None:
+        for slot, run_id in with_runs.items():
+            try:
+                tags.append(tracker.tags(run_id))
+                curves[slot] = {**tracker.history(run_id), **curves.get(slot, {})}
+            except TrackingError as error:
+                missing.append(str(error))
+    return {
+        "curves": curves,
+        "missing": missing,
+        "commits": sorted({t["git_commit"] for t in tags if "git_commit" in t}),
+        "hardware": sorted({t["hardware"] for t in tags if "hardware" in t}),
+    }
+
+
+def _figures(
+    records: Sequence[SlotRecord],
+    config: StudyConfig,
+    curves: Mapping[int, charts.Curves],
+    shares: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """Every figure by the id of its place in the page."""
+    figures = {}
+    if (history := charts.history_figure(records)) is not None:
+        figures["history"] = history
+    for name, figure in charts.slice_figures(records, config.space).items():
+        figures[f"slice-{name}"] = figure
+    if shares is not None:
+        figures["importances"] = charts.importances_figure(shares)
+    shown = _shown(records)
+    for quantity in ("loss", "accuracy"):
+        if any(curve.get(f"val_{quantity}") for curve in curves.values()):
+            figure = charts.curves_figure(records, curves, quantity, shown)
+            figures[f"curves-{quantity}"] = figure
+    return {name: figure.to_plotly_json() for name, figure in figures.items()}
+
+
+def _shown(records: Sequence[SlotRecord]) -> set[int]:
+    """The slots whose curves are drawn at first: the baselines and the best."""
+    best = best_of(records)
+    return {r.number for r in records if r.baseline} | ({best.number} if best else set())
+
+
+def _by_slot(finalists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a slot: the best trial can be a baseline too."""
+    merged: dict[int, dict[str, Any]] = {}
+    for finalist in finalists:
+        entry = merged.setdefault(finalist["slot"], {**finalist, "models": []})
+        entry["models"].append(finalist["model"])
+    return list(merged.values())
+
+
+def _rivals(baselines: Sequence[Baseline], best: SlotRecord | None) -> list[Baseline]:
+    """The report's models with figures, that of the best trial's variant first."""
+    published = [baseline for baseline in baselines if baseline.published is not None]
+    variant = best.params.variant if best and best.params else None
+    return sorted(published, key=lambda baseline: baseline.params.variant != variant)
+
+
+def _origin(slots: Slots) -> dict[str, Any]:
+    """Data, configuration, versions and the commands that make it all again."""
+    prepared, data_note = _prepared(slots)
+    study_yaml, baselines_yaml = reproducible(slots.config, Path.cwd())
+    return {
+        "data": prepared and prepared.summary,
+        "data_note": data_note,
+        "splits": SPLITS,
+        "hashes": _hashes(slots.attributes()["fingerprint"]),
+        "study_yaml": study_yaml,
+        "baselines_yaml": baselines_yaml,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "git_commit": git_commit(),
+    }
+
+
+def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
+    """What prepare left, if it is still what the study was created with; else why it is not.
+
+    Raises StudyMismatch if the settings are others: the page would show them as the study's.
+    """
+    theirs = slots.attributes()["fingerprint"]
+    try:
+        prepared = load_prepared(slots.config.data)
+    except UserError as error:
+        return None, str(error)
+    ours = fingerprint(slots.config, prepared, theirs["train.weights (sha256)"])
+    slots.refuse_other(ours | _hashes(theirs))
+    if _hashes(ours) != _hashes(theirs):
+        return None, "the data were prepared anew since this study was created"
+    return prepared, ""
+
+
+def _hashes(fingerprint: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in fingerprint.items() if key.endswith("(sha256)")}
+
+
+def reproducible(config: StudyConfig, folder: Path) -> tuple[str, str]:
+    """study.yaml and baselines.yaml that give this configuration again, overrides included.
+
+    Paths under folder become relative to it. The storage is left out: it may hold a password.
+    """
+    document = yaml.safe_load(public_yaml(config))
+    baselines = yaml.safe_dump(document["baselines"], sort_keys=False)
+    document["baselines"] = "baselines.yaml"
+    text = yaml.safe_dump(document, sort_keys=False)
+    if folder != Path(folder.anchor):
+        text = text.replace(f"{folder}/", "")
+    return text, baselines
