@@ -68,11 +68,12 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
     from dataclasses import asdict
 
-    from deepfake.models import load_weights
     from study.live import summary_table
 
     loaded = _load(config, set_)
     if loaded.train.weights not in ("imagenet", "none"):
+        from deepfake.models import load_weights
+
         load_weights(loaded.train.weights)  # a bad file is said before data is touched
     prepared = _prepare(loaded)
     document = {

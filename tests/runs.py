@@ -29,10 +29,13 @@ class Folder:
             *overrides,
         ]
 
-    def command(self, name: str, *options: str) -> list[str]:
+    def arguments(self, name: str, *options: str) -> list[str]:
         config = str(REPOSITORY / "configs/sample.yaml")
         sets = [part for override in self.overrides for part in ("--set", override)]
-        return [sys.executable, "-m", "study.cli", name, config, *sets, *options]
+        return [name, config, *sets, *options]
+
+    def command(self, name: str, *options: str) -> list[str]:
+        return [sys.executable, "-m", "study.cli", *self.arguments(name, *options)]
 
     def run(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
