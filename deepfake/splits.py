@@ -24,7 +24,7 @@ _NUMBERS = {"id_x": "int64", "image_id": "int64", "category_id": "int64"}
 _Ints = NDArray[np.int64]
 
 
-class TestSplitClosed(PermissionError):
+class SplitClosed(PermissionError):
     """The test split was asked for without an Opening."""
 
 
@@ -134,7 +134,7 @@ def read_splits_csv(work_dir: Path) -> pd.DataFrame:
 def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> pd.DataFrame:
     """The rows of faces.csv in a split, sorted by cutted_name. Test takes an Opening."""
     if split == "test" and opening is None:
-        raise TestSplitClosed("the test split is read by study/final.py alone, for its finalists")
+        raise SplitClosed("the test split is read by study/final.py alone, for its finalists")
     splits = read_splits_csv(work_dir)
     chosen = splits.loc[splits["split"] == split, ["cutted_name"]]
     rows = chosen.merge(read_faces_csv(work_dir), on="cutted_name", validate="one_to_one")

@@ -186,7 +186,7 @@ class Faces:
     def load(
         cls, work_dir: Path, split: Split, side: int, opening: Opening | None = None
     ) -> "Faces":
-        """Raises TestSplitClosed for test without an Opening, DataError if there is no store."""
+        """Raises SplitClosed for test without an Opening, DataError if there is no store."""
         table = read_split(work_dir, split, opening)
         path = store_path(work_dir, side)
         if not _meta_path(path).is_file():

@@ -15,6 +15,7 @@ import pytest
 from study.config import StudyConfig
 from study.load import load_config
 from tests import postgres as postgres_server
+from tests.small_study import small_study  # noqa: F401  # a fixture
 
 REPOSITORY = Path(__file__).parents[1]
 

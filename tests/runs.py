@@ -1,5 +1,7 @@
 """Runs the real command on tiny studies, in folders of their own."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from study.cli import main
 from tests.photos import draw_set
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,6 +53,23 @@ class Folder:
             check=False,
         )
 
+    def call(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """As run, but in this process, which has imported torch and mlflow already.
+
+        Not for run and worker, which take the signals.
+        """
+        arguments = self.arguments(name, *options)
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.path)
+            patch.setattr(sys, "argv", ["deepfake-study", *arguments])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    main()
+                except SystemExit as ended:
+                    code = int(ended.code or 0)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
     def start(self, name: str, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(name, *options),
@@ -59,7 +81,7 @@ class Folder:
         )
 
     def json(self, name: str, *options: str) -> Any:
-        done = self.run(name, "--json", *options)
+        done = self.call(name, "--json", *options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from study.cli import main
+from deepfake.prepare import prepare
+from study.load import load_config
+from study.objective import Inputs
+from study.slots import create_or_join
+from study.worker import study_fingerprint
 from tests.photos import face
 from tests.postgres import PASSWORD
 from tests.runs import ENV, REPOSITORY, Folder
@@ -41,24 +45,15 @@ def written(folder: Folder) -> set[str]:
 
 
 @pytest.fixture
-def refused(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refused:
-    """The one line that a command says before it ends with exit code 2.
-
-    In this process: a process of its own imports for seconds.
-    """
+def refused(folder: Folder) -> Refused:
+    """The one line that a command says before it ends with exit code 2."""
 
     def call(name: str, *options: str) -> str:
-        monkeypatch.chdir(folder.path)
-        monkeypatch.setattr(sys, "argv", ["deepfake-study", *folder.arguments(name, *options)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert (ended.value.code, said.out) == (2, "")
-        assert said.err.startswith("error: ")
-        assert said.err.count("\n") == 1, said.err
-        return said.err
+        done = folder.call(name, *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
 
     return call
 
@@ -176,16 +171,20 @@ def test_prepare_says_what_it_left_and_a_second_time_the_same(
     assert crops == {p: p.stat().st_mtime_ns for p in (folder.path / "faces/crops").iterdir()}
 
 
-@pytest.mark.slow
 def test_a_study_whose_data_or_space_changed_says_what_differs(
-    folder: Folder, refused: Refused
+    folder: Folder, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = ("--set", "study.n_trials=3", "--set", "train.max_epochs=1")
-    assert folder.run("run", *tiny).returncode == 0
-    line = refused("run", *tiny, "--set", "space.lr.high=0.5")
+    monkeypatch.chdir(folder.path)
+    config = load_config(REPOSITORY / "configs/sample.yaml", folder.overrides)
+    inputs = Inputs.load(config, prepare(config.data, config.sides_px))
+    create_or_join(config, study_fingerprint(config, inputs))
+
+    line = refused("run", "--set", "space.lr.high=0.5")
     assert "space.lr.high was 0.01, is 0.5" in line
     assert "--new" in line
     other_cut = ("--set", "data.margin=0.2", "--set", f"data.work_dir={folder.path}/other")
-    assert "data crops (sha256) was" in refused("run", *tiny, *other_cut)
-    same_place = refused("run", *tiny, "--set", "data.margin=0.2")
+    assert "data crops (sha256) was" in refused("run", *other_cut)
+    same_place = refused("run", "--set", "data.margin=0.2")
     assert "data.margin was 0.0 and is now 0.2" in same_place
+    (folder.path / "photos/Train_poly.json").write_text("{}")
+    assert "sha256 was" in refused("run")

@@ -177,9 +177,9 @@ def test_a_split_is_read_as_rows_of_faces_csv_in_the_order_of_their_names(work_d
 
 
 def test_the_test_split_stays_closed_without_an_opening(work_dir):
-    with pytest.raises(splits.TestSplitClosed):
+    with pytest.raises(splits.SplitClosed):
         read_split(work_dir, "test")
-    assert issubclass(splits.TestSplitClosed, PermissionError)
+    assert issubclass(splits.SplitClosed, PermissionError)
     assert len(read_split(work_dir, "val")) == 4
 
 

@@ -183,7 +183,7 @@ def test_a_split_is_loaded_with_its_own_images_labels_and_rows(made):
 
 
 def test_the_test_split_stays_closed_without_an_opening(made):
-    with pytest.raises(splits.TestSplitClosed):
+    with pytest.raises(splits.SplitClosed):
         Faces.load(made.work_dir, "test", 32)
 
 

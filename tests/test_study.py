@@ -38,7 +38,7 @@ def checkpoints(folder: Folder) -> list[Path]:
 
 def test_six_workers_on_an_empty_folder_finish_twelve_slots_exactly(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 24, "study.n_trials=12", "train.max_epochs=1")
-    assert folder.run("prepare").returncode == 0
+    assert folder.call("prepare").returncode == 0
     workers = [folder.start("worker", "--device", "cpu") for _ in range(6)]
     for worker in workers:
         _, errors = worker.communicate(timeout=400)
@@ -64,7 +64,7 @@ def test_workers_started_before_the_data_wait_for_it(tmp_path: Path) -> None:
     worker = folder.start("worker")
     time.sleep(5)
     assert worker.poll() is None
-    assert folder.run("prepare").returncode == 0
+    assert folder.call("prepare").returncode == 0
     _, errors = worker.communicate(timeout=200)
     assert worker.returncode == 0, errors
     assert "waiting: " in errors
@@ -90,7 +90,7 @@ def test_a_killed_study_continues_and_gives_the_curves_of_an_undisturbed_one(
 
     short_lease = ("study.heartbeat_s=1", "study.lease_s=2")
     killed = Folder(tmp_path / "killed", 24, *LONG, *short_lease)
-    assert killed.run("prepare").returncode == 0
+    assert killed.call("prepare").returncode == 0
     for slot in range(3):  # a worker dies in each slot, behind its first epochs
         worker = killed.start("worker", "--device", "cpu")
         wait_for(lambda n=slot: any(f"slot_{n:03d}" in p.name for p in checkpoints(killed)))
