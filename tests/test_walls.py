@@ -1,0 +1,330 @@
+"""Holds the walls of the design by reading the source, and shows that each one can fall."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+OPENS_STORAGE = {
+    "RDBStorage",
+    "JournalStorage",
+    "JournalFileBackend",
+    "JournalRedisBackend",
+    "InMemoryStorage",
+    "GrpcStorageProxy",
+    "run_grpc_proxy_server",
+    "get_storage",
+    "create_engine",
+}
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+UNSAFE_YAML = {"yaml." + name for name in ("load", "load_all", "full_load", "unsafe_load")}
+
+
+class Module:
+    """One source file: what it imports and what it calls, by full dotted names."""
+
+    def __init__(self, source, package="study"):
+        tree = ast.parse(source)
+        self.nodes = list(ast.walk(tree))
+        self.imports = set()
+        self.names = {}  # local name -> what it stands for
+        for node in self.nodes:
+            match node:
+                case ast.Import():
+                    for alias in node.names:
+                        self.imports.add(alias.name)
+                        root = alias.name.split(".")[0]
+                        self.names[alias.asname or root] = alias.name if alias.asname else root
+                case ast.ImportFrom():
+                    module = node.module or ""
+                    if node.level:  # from . and from .x are this package's; from .. is outside it
+                        module = ".".join(filter(None, [package * (node.level == 1), module]))
+                    for alias in node.names:
+                        full = ".".join(filter(None, [module, alias.name]))
+                        self.imports.add(full)
+                        self.names[alias.asname or alias.name] = full
+        self.calls = [
+            (self.dotted(node.func), node) for node in self.nodes if isinstance(node, ast.Call)
+        ]
+        for name, call in self.calls:  # importlib.import_module("x") is an import as well
+            if name.split(".")[-1] in ("import_module", "__import__") and call.args:
+                first = call.args[0]
+                self.imports.add(first.value if isinstance(first, ast.Constant) else "?")
+
+    def dotted(self, node):
+        """The full name behind an expression, as far as imports tell: 'torch.load'."""
+        match node:
+            case ast.Name():
+                return self.names.get(node.id, node.id)
+            case ast.Attribute():
+                return f"{self.dotted(node.value)}.{node.attr}"
+            case _:
+                return ""
+
+    def roots(self):
+        return {name.split(".")[0] for name in self.imports}
+
+
+def imports_any(*packages):
+    return lambda module: bool(module.roots() & {*packages, "?"})
+
+
+def opens_a_storage(module):
+    """Constructs or subclasses one, or has Optuna open one from a URL."""
+    for name, call in module.calls:
+        last = name.split(".")[-1]
+        if last in OPENS_STORAGE:
+            return True
+        if last in ("create_study", "load_study", "delete_study", "copy_study"):
+            given = [k.value for k in call.keywords if k.arg and k.arg.endswith("storage")]
+            if not given or any(isinstance(v, ast.Constant | ast.JoinedStr) for v in given):
+                return True
+    bases = [b for n in module.nodes if isinstance(n, ast.ClassDef) for b in n.bases]
+    return any(module.dotted(base).split(".")[-1] in OPENS_STORAGE for base in bases)
+
+
+def opens_the_test_split(module):
+    return any(name.split(".")[-1] == "Opening" for name, _ in module.calls)
+
+
+def reads_the_environment(module):
+    attributes = {n.attr for n in module.nodes if isinstance(n, ast.Attribute)}
+    imported = {name.split(".")[-1] for name in module.imports if name.startswith("os.")}
+    return bool((attributes | imported) & ENVIRONMENT)
+
+
+def runs_code_from_a_file(module):
+    """Unpickles, or loads YAML or weights in a way that may."""
+    if module.roots() & UNPICKLERS:
+        return True
+    for name, call in module.calls:
+        keywords = {
+            k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)
+        }
+        loads_weights = name in ("torch.load", "torch.hub.load_state_dict_from_url")
+        if (loads_weights or name.endswith(".get_state_dict")) and (
+            keywords.get("weights_only") is not True
+        ):
+            return True
+        if name in UNSAFE_YAML or name.endswith((".read_pickle", "torch.hub.load")):
+            return True
+        if keywords.get("allow_pickle"):
+            return True
+    return False
+
+
+def files(package):
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return [file.relative_to(ROOT).as_posix() for file in found]
+
+
+def offenders(check, *packages):
+    return {
+        name
+        for package in packages
+        for name in files(package)
+        if check(Module((ROOT / name).read_text(), package))
+    }
+
+
+# the walls
+
+
+def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
+    forbidden = imports_any("study", "optuna", "mlflow", "rich", "typer", "click", "sqlalchemy")
+    assert offenders(forbidden, "deepfake") == set()
+
+
+WALLS = {
+    "mlflow": (imports_any("mlflow"), {"study/tracking.py"}),
+    "an Optuna storage": (opens_a_storage, {"study/storage.py"}),
+    "the test split": (opens_the_test_split, {"study/final.py"}),
+    "typer": (imports_any("typer", "click"), {"study/cli.py"}),
+    "rich": (imports_any("rich"), {"study/cli.py", "study/live.py"}),
+    "the environment": (reads_the_environment, {"study/cli.py"}),
+}
+
+
+@pytest.mark.parametrize("wall", WALLS)
+def test_each_outside_system_has_its_one_owner(wall):
+    check, owners = WALLS[wall]
+    assert offenders(check, "deepfake", "study") == owners
+
+
+def test_nothing_unpickles_or_runs_code_from_a_file():
+    assert offenders(runs_code_from_a_file, "deepfake", "study") == set()
+
+
+@pytest.mark.slow
+def test_importing_deepfake_loads_nothing_of_the_search():
+    # what the source can't show: an import behind an import
+    names = [file[: -len(".py")].replace("/", ".") for file in files("deepfake")]
+    code = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print(sorted({{"study", "optuna", "mlflow", "typer", "sqlalchemy"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+# each wall can fall
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "import mlflow",
+        "import mlflow.pytorch as anything",
+        "from mlflow import MlflowClient",
+        "from mlflow.entities import Metric",
+        "def later():\n    import mlflow",
+        "if TYPE_CHECKING:\n    from mlflow import MlflowClient",
+        "import importlib\nimportlib.import_module('mlflow.tracking')",
+        "__import__('mlflow')",
+        "from importlib import import_module as load\nload('mlflow')",
+        "import importlib\nimportlib.import_module(name)",  # can't be told: refused
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(snippet):
+    assert imports_any("mlflow")(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet", ["from study.config import Space", "from ..study import config", "import study"]
+)
+def test_deepfake_importing_study_is_seen(snippet):
+    assert imports_any("study")(Module(snippet, "deepfake"))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "import mlflow_like",
+        "from study.mlflow import x",
+        "mlflow = 3",
+        "# import mlflow",
+        "'mlflow'",
+    ],
+)
+def test_a_name_that_only_looks_like_the_package_is_no_import(snippet):
+    assert not imports_any("mlflow")(Module(snippet))
+
+
+def test_a_relative_import_within_a_package_stays_within_it():
+    assert Module("from .config import Space\nfrom . import slots", "study").roots() == {"study"}
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "from optuna.storages import RDBStorage\nRDBStorage(url)",
+        "from optuna.storages import RDBStorage as Quiet\nQuiet(url)",
+        "import optuna\noptuna.storages.RDBStorage(url, heartbeat_interval=60)",
+        "import sqlalchemy as sa\nsa.create_engine(url)",
+        "from sqlalchemy import create_engine\ncreate_engine(url)",
+        "import optuna\nJ = optuna.storages.JournalStorage(backend)",
+        "from optuna.storages import RDBStorage\nclass Safe(RDBStorage): pass",
+        "import optuna\noptuna.create_study(storage='sqlite:///x.db')",
+        "import optuna\noptuna.load_study(study_name=n, storage=f'sqlite:///{path}')",
+        "import optuna\noptuna.create_study()",  # in memory
+    ],
+)
+def test_opening_an_optuna_storage_is_seen(snippet):
+    assert opens_a_storage(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "from optuna.storages import RDBStorage\ndef join(storage: RDBStorage) -> None: ...",
+        "import optuna\noptuna.load_study(study_name=n, storage=storage)",
+        "from study.storage import open_storage\nopen_storage(config.study)",
+    ],
+)
+def test_using_a_storage_that_was_handed_in_is_allowed(snippet):
+    assert not opens_a_storage(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "from deepfake.splits import Opening\nOpening(('a',), 'b')",
+        "from deepfake.splits import Opening as Key\nfaces('test', Key((), ''))",
+        "from deepfake import splits\nsplits.Opening((), '')",
+        "import deepfake.splits\ndeepfake.splits.Opening((), '')",
+    ],
+)
+def test_making_an_opening_is_seen(snippet):
+    assert opens_the_test_split(Module(snippet))
+
+
+def test_passing_an_opening_on_is_allowed():
+    snippet = (
+        "from deepfake.splits import Opening\ndef load(opening: Opening | None): read(opening)"
+    )
+    assert not opens_the_test_split(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "import os\nos.environ['X']",
+        "import os\nos.getenv('X')",
+        "import os as system\nsystem.environ.get('X')",
+        "from os import environ",
+        "from os import getenv as get",
+        "import os\nos.putenv('X', '1')",
+    ],
+)
+def test_reading_the_environment_is_seen(snippet):
+    assert reads_the_environment(Module(snippet))
+
+
+@pytest.mark.parametrize("snippet", ["import os\nos.replace(a, b)", "from os import fsync"])
+def test_other_uses_of_os_are_allowed(snippet):
+    assert not reads_the_environment(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "import torch\ntorch.load(path)",
+        "import torch\ntorch.load(path, weights_only=False)",
+        "import torch as t\nt.load(path, weights_only=flag)",
+        "from torch import load\nload(path)",
+        "import torch\ntorch.hub.load('owner/name', 'model')",
+        "weights.get_state_dict(progress=False)",
+        "import yaml\nyaml.load(text, Loader=yaml.Loader)",
+        "from yaml import load as read\nread(text)",
+        "import yaml\nyaml.full_load(text)",
+        "import pickle",
+        "from joblib import load",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+        "import pandas as pd\npd.read_pickle(path)",
+    ],
+)
+def test_running_code_from_a_file_is_seen(snippet):
+    assert runs_code_from_a_file(Module(snippet))
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "import torch\ntorch.load(path, map_location='cpu', weights_only=True)",
+        "weights.get_state_dict(progress=False, weights_only=True)",
+        "import yaml\nyaml.safe_load(text)",
+        "import json\njson.load(file)",
+        "import numpy as np\nnp.load(path, mmap_mode='r')",
+        "import numpy as np\nnp.load(path, allow_pickle=False)",
+    ],
+)
+def test_reading_plain_data_is_allowed(snippet):
+    assert not runs_code_from_a_file(Module(snippet))
