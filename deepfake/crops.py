@@ -5,27 +5,20 @@ import io
 import itertools
 import json
 import os
-import signal
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TypeVar
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from deepfake.config import DataError
 from deepfake.openforensics import resolve_photos
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
+from deepfake.parallel import Progress, in_parallel
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
 JPEG_QUALITY = 95
@@ -46,9 +39,6 @@ _UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-
-_Chunk = TypeVar("_Chunk")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -148,47 +138,6 @@ def cut_faces(
         dropped=dropped[list(DROPPED_COLUMNS)].reset_index(drop=True),
         clamped=sum(outcome.clamped for outcome in outcomes),
     )
-
-
-def available_cores() -> int:
-    """Cores this process may use: a cluster's job owns fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def in_parallel(
-    function: Callable[[_Chunk], _Result], chunks: Sequence[_Chunk], processes: int | None
-) -> Generator[_Result]:
-    """function of each chunk, in order, over several processes; one process is this one."""
-    processes = min(processes or available_cores(), len(chunks))
-    if processes <= 1:
-        yield from map(function, chunks)
-        return
-    # spawn: a forked child of a process with torch's threads can hang
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_follow_parent)
-    try:
-        yield from pool.map(function, chunks)
-    except BrokenProcessPool:
-        raise DataError(
-            f"one of {processes} processes cutting faces was killed, perhaps for want of memory;"
-            " run the same command again: it continues where it was"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent and end with it: a killed parent can't stop its pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _existing(crops_dir: Path) -> set[str]:

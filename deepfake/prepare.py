@@ -13,8 +13,9 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, SPLITS, DataConfig, DataError
-from deepfake.crops import CutResult, Progress, cut_faces, find_photos
+from deepfake.crops import CutResult, cut_faces, find_photos
 from deepfake.openforensics import PHOTO, Annotations, check_sources, read_annotations
+from deepfake.parallel import Progress
 from deepfake.splits import (
     FACES_CSV,
     SPLITS_CSV,

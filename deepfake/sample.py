@@ -21,7 +21,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from deepfake.config import FAKE, REAL
-from deepfake.crops import in_parallel
+from deepfake.parallel import in_parallel
 from deepfake.portrait import (
     Floats,
     Identity,

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepfake.config import SPLITS, DataError, Split
-from deepfake.crops import Progress, available_cores
+from deepfake.parallel import Progress, available_cores
 from deepfake.splits import (
     SPLITS_CSV,
     Opening,

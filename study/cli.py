@@ -48,7 +48,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
-    from deepfake.crops import available_cores
+    from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
     from study.live import progress_bars
 
@@ -269,7 +269,7 @@ def _prepare(config: "StudyConfig") -> Any:
 
 
 def _warn_about_threads(config: "StudyConfig", workers: int) -> None:
-    from deepfake.crops import available_cores
+    from deepfake.parallel import available_cores
 
     cores, threads = available_cores(), config.train.threads
     if workers * threads != cores:

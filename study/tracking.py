@@ -171,10 +171,11 @@ class Tracker:
         found = self.client.get_experiment_by_name(self.config.name)
         if found is not None:
             return str(found.experiment_id)
+        location = None  # a server has an artifact store of its own
         if self.config.tracking.uri.startswith("sqlite:"):
-            folder = self.config.tracking.artifacts_dir / self.config.name
-            return self.client.create_experiment(self.config.name, folder.as_uri())
-        return self.client.create_experiment(self.config.name)  # the server's own artifact store
+            location = (self.config.tracking.artifacts_dir / self.config.name).as_uri()
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs
+        return self.client.create_experiment(self.config.name, location, kind)
 
     def _parent(self) -> str:
         where = f"tags.study_id = '{self.study_id}' and tags.role = 'study'"

@@ -21,10 +21,14 @@ ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "igno
 class Folder:
     """A folder to start commands in: photos of coloured noise and a study of 32 px."""
 
-    def __init__(self, path: Path, n_photos: int = 24, *overrides: str) -> None:
+    def __init__(
+        self, path: Path, n_photos: int = 24, *overrides: str, config: str = "sample"
+    ) -> None:
         self.path = path
+        self.config = REPOSITORY / f"configs/{config}.yaml"
         path.mkdir(parents=True, exist_ok=True)
-        draw_set(path / "photos", n_photos)
+        if n_photos:
+            draw_set(path / "photos", n_photos)
         self.overrides = [
             f"data.annotations=[{path}/photos/Train_poly.json]",
             f"data.photos_dir={path}/photos",
@@ -35,9 +39,8 @@ class Folder:
         ]
 
     def arguments(self, name: str, *options: str) -> list[str]:
-        config = str(REPOSITORY / "configs/sample.yaml")
         sets = [part for override in self.overrides for part in ("--set", override)]
-        return [name, config, *sets, *options]
+        return [name, str(self.config), *sets, *options]
 
     def command(self, name: str, *options: str) -> list[str]:
         return [sys.executable, "-m", "study.cli", *self.arguments(name, *options)]

@@ -244,7 +244,7 @@ def test_a_crop_that_cannot_be_written_is_the_disks_fault_not_the_photos(tmp_pat
 POOL = """
 import os, sys, time
 from pathlib import Path
-from deepfake.crops import in_parallel
+from deepfake.parallel import in_parallel
 
 def stay(number):
     Path(sys.argv[1], str(os.getpid())).touch()
