@@ -58,13 +58,13 @@ def render(content: Mapping[str, Any]) -> str:
 def number(value: float | None) -> str:
     """Four decimals of a loss near 1, four digits of a large or a tiny one."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return "-"
     return f"{value:.4f}" if 0.01 <= abs(value) < 100 else f"{value:.3e}"
 
 
 def share(value: float | None) -> str:
     """Two decimals, as the report prints its figures."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def _content(slots: Slots, now: datetime) -> dict[str, Any]:
