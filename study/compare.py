@@ -64,14 +64,12 @@ def unlike(config: StudyConfig, prepared: Prepared) -> list[str]:
     report = config.baselines.published_on
     summary, train = prepared.summary, config.train
     found = []
-    for name, ours, theirs in (
-        ("real", summary.real_in_json, report.real),
-        ("fake", summary.fake_in_json, report.fake),
-    ):
-        if abs(ours - theirs) > SAME_DATA * theirs:
-            found.append(
-                f"the data are not {report.dataset}: {ours} {name} faces, the report had {theirs}"
-            )
+    ours, theirs = (summary.real_in_json, summary.fake_in_json), (report.real, report.fake)
+    if any(abs(n - m) > SAME_DATA * m for n, m in zip(ours, theirs, strict=True)):
+        found.append(
+            f"the data are not {report.dataset} ({ours[0]} real and {ours[1]} fake faces, "
+            f"the report had {theirs[0]} and {theirs[1]})"
+        )
     for key, setting, published in (
         ("image_size", train.image_size.model_dump(), report.image_size),
         ("max_epochs", train.max_epochs, report.max_epochs),

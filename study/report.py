@@ -213,7 +213,8 @@ def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
     except UserError as error:
         return None, str(error)
     ours = fingerprint(slots.config, prepared, theirs["train.weights (sha256)"])
-    slots.refuse_other(ours | _hashes(theirs))
+    settings = {key: value for key, value in ours.items() if key not in _hashes(ours)}
+    slots.refuse_other(settings | _hashes(theirs))
     if _hashes(ours) != _hashes(theirs):
         return None, "the data were prepared anew since this study was created"
     return prepared, ""
