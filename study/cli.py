@@ -229,7 +229,7 @@ def ui(
     set_: Set = None,
 ) -> None:
     """Start the MLflow UI on this study's store, on 127.0.0.1."""
-    from study.tracking import serve_ui
+    from study.ui import serve_ui
 
     raise typer.Exit(serve_ui(_load(config, set_), port, typer.echo))
 

@@ -26,11 +26,16 @@ from deepfake.config import (
     Hyperparameters,
     TrainConfig,
     TrainSettings,
+    UserError,
     Variant,
 )
 
 if TYPE_CHECKING:  # scikit-learn comes with it
     from deepfake.prepare import Prepared
+
+
+class TrackingError(UserError):
+    """MLflow can't be reached, or has not what it should have."""
 
 
 class Range(Frozen):

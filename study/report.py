@@ -19,10 +19,11 @@ from deepfake.config import LABELS, SPLITS, UserError
 from deepfake.prepare import Prepared, load_prepared
 from study import charts
 from study.compare import FIGURES, compare
-from study.config import StudyConfig, fingerprint, public_yaml
+from study.config import StudyConfig, TrackingError, fingerprint, public_yaml
+from study.origin import git_commit
 from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
-from study.tracking import Tracker, TrackingError, git_commit
+from study.tracking import Tracker
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
 

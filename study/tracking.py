@@ -1,14 +1,10 @@
 """The only module that imports mlflow: one parent run a study, one child run a slot."""
 
-import getpass
 import json
 import logging
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,12 +17,13 @@ from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepfake.config import TrainConfig, UserError
+from deepfake.config import TrainConfig
 from deepfake.fit import EpochStats, FitResult
 from deepfake.metrics import confusion_matrix, measure
 from deepfake.models import state_dict_sha256
-from study.config import StudyConfig, public_yaml
+from study.config import StudyConfig, TrackingError, public_yaml
 from study.figures import confusion_figure, curves_figure
+from study.origin import source_tags
 from study.records import State
 from study.slots import Slot, Slots
 
@@ -43,10 +40,6 @@ EPOCH_METRICS = (
     "images_per_s",
 )
 STATUS = {"waiting": "SCHEDULED", "complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-
-
-class TrackingError(UserError):
-    """MLflow can't be reached, or has not what it should have."""
 
 
 class Tracker:
@@ -80,7 +73,7 @@ class Tracker:
                 self.experiment_id,
                 run_name=name,
                 tags={
-                    **_source_tags(),
+                    **source_tags(),
                     "mlflow.parentRunId": self.parent_id,
                     "study_id": self.study_id,
                     "slot": str(slot.number),
@@ -182,7 +175,7 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
         if found:
             return str(found[0].info.run_id)
-        tags = {**_source_tags(), "study_id": self.study_id, "role": "study"}
+        tags = {**source_tags(), "study_id": self.study_id, "role": "study"}
         run = self.client.create_run(self.experiment_id, run_name=self.config.name, tags=tags)
         self.client.log_text(run.info.run_id, public_yaml(self.config), "config.yaml")
         return str(run.info.run_id)
@@ -282,24 +275,6 @@ def _run_name(slot: Slot, train: TrainConfig) -> str:
     return f"{slot.number:03d} {train.variant} lr={train.lr:.1e}"
 
 
-def _source_tags() -> dict[str, str]:
-    tags = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "deepfake-study"}
-    if commit := git_commit():
-        tags |= {"mlflow.source.git.commit": commit, "git_commit": commit}
-    return tags
-
-
-def git_commit() -> str | None:
-    """The commit this code is at, with -dirty behind it if it was changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or installed without its history
-        return None
-    return found.stdout.strip()
-
-
 @contextmanager
 def _readable(run_id: str) -> Iterator[None]:
     try:
@@ -310,32 +285,3 @@ def _readable(run_id: str) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
-    """Run the MLflow UI on the study's store until it ends; its exit code.
-
-    Raises TrackingError if the port is taken or there is no store yet.
-    """
-    uri = config.tracking.uri
-    if not uri.startswith("sqlite:///"):
-        say(f"this study is tracked by a server, which has the UI: {uri}")
-        return 0
-    if not Path(uri.removeprefix("sqlite:///")).exists():
-        raise TrackingError(f"tracking.uri: {uri}: no such file; no study was run here yet")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise TrackingError(f"--port {port}: {error.strerror}; choose another") from None
-        port = probe.getsockname()[1]
-    say(f"MLflow UI of '{config.name}': http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments])
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return server.wait()
-    finally:
-        server.terminate()

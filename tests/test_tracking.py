@@ -10,11 +10,11 @@ import torch
 from mlflow import MlflowClient
 
 from deepfake.fit import EpochStats, FitResult
-from study.config import StudyConfig
+from study.config import StudyConfig, TrackingError
 from study.objective import Outcome
 from study.slots import Slot, Slots, create_or_join
 from study.space import suggest
-from study.tracking import EPOCH_METRICS, Tracker, TrackingError
+from study.tracking import EPOCH_METRICS, Tracker
 
 MakeConfig = Callable[..., StudyConfig]
 LABELS = torch.tensor([0, 1, 1, 0])

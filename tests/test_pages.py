@@ -1,0 +1,212 @@
+"""The HTML report and the MLflow UI, looked at in a real browser."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.browser import (
+    chromium,
+    console_errors,
+    needs_browser,
+    prefer_scheme,
+    requested_urls,
+    resize,
+)
+from tests.runs import Folder
+from tests.small_study import SLOTS
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+LOAD_S = 60
+
+
+@pytest.fixture(scope="module")
+def shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def browser(shared_browser: Chrome) -> Chrome:
+    """On an empty page, of a desktop's size, in the light, with empty logs."""
+    shared_browser.get("about:blank")
+    resize(shared_browser, 1280)
+    prefer_scheme(shared_browser, "light")
+    requested_urls(shared_browser)
+    console_errors(shared_browser)
+    return shared_browser
+
+
+@pytest.fixture(scope="module")
+def report_url(small_study: Folder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    done = small_study.run("report", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert out.stat().st_size < 10_000_000
+    return out.as_uri()
+
+
+@pytest.fixture(scope="module")
+def ui_url(small_study: Folder) -> Iterator[str]:
+    """The running MLflow UI; it and the children it starts end with the module."""
+    server = subprocess.Popen(
+        small_study.command("ui", "--port", "0"),
+        cwd=small_study.path,
+        env={**small_study.env, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # a group of its own: its children can be ended with it
+    )
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert found, said
+        wait_until_served(found[0])
+        yield found[0]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+        with contextlib.suppress(ProcessLookupError):  # children that outlived it
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_until_served(url: str) -> None:
+    """mlflow takes seconds from the address it is given to the first answer there."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + LOAD_S
+    while True:
+        try:
+            direct.open(f"{url}/health", timeout=LOAD_S).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)
+
+
+def wait_for(driver: Chrome, script: str) -> None:
+    WebDriverWait(driver, LOAD_S).until(lambda d: d.execute_script(f"return {script}"))
+
+
+def open_page(driver: Chrome, url: str, script: str) -> None:
+    """Open url and wait until script is true on it."""
+    driver.get(url)
+    wait_for(driver, script)
+
+
+def open_report(driver: Chrome, url: str) -> None:
+    open_page(driver, url, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+
+
+class TestReport:
+    def test_is_quiet_and_asks_nothing_of_the_network(self, browser: Chrome, report_url: str):
+        open_report(browser, report_url)
+        prefer_scheme(browser, "dark")
+        browser.execute_script("document.querySelector('[data-pick=all]').click()")
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        asked = [u for u in requested_urls(browser) if not u.startswith(("data:", "blob:"))]
+        assert asked == [report_url]
+        assert console_errors(browser) == []
+
+    def test_draws_every_figure(self, browser: Chrome, report_url: str):
+        open_report(browser, report_url)
+        places = browser.find_elements(By.CLASS_NAME, "figure")
+        ids = {place.get_attribute("id") for place in places}
+        slices = {"slice-lr", "slice-weight_decay", "slice-dropout", "slice-variant"}
+        assert ids == {"history", "curves-loss", "curves-accuracy"} | slices
+        drawn = browser.execute_script(
+            "return [...document.querySelectorAll('.figure')].map(f => "
+            "[f.querySelectorAll('.main-svg .point').length, f.scrollHeight, f.clientHeight])"
+        )
+        assert all(points > 0 and inside <= height for points, inside, height in drawn), drawn
+        assert len(browser.find_elements(By.CLASS_NAME, "matrix")) >= 2 * 3
+
+    @pytest.mark.parametrize("width", [320, 390, 768, 1280])
+    def test_never_scrolls_sideways(self, browser: Chrome, report_url: str, width: int):
+        resize(browser, width)
+        open_report(browser, report_url)
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        assert wide == width
+        svg = "Math.max(...[...document.querySelectorAll('.main-svg')].map(s => s.clientWidth))"
+        wait_for(browser, f"{svg} <= {width}")
+
+    def test_compares_as_the_command_does(
+        self, browser: Chrome, report_url: str, small_study: Folder
+    ):
+        open_report(browser, report_url)
+        expected = small_study.json("compare")["rows"]
+        rows = browser.find_elements(By.CSS_SELECTOR, "#comparison tbody tr")
+        assert len(rows) == len(expected) == 6
+        for row, want in zip(rows, expected, strict=True):
+            assert row.get_attribute("data-model") == want["model"]
+            assert row.get_attribute("data-source") == want["source"]
+            cells = row.find_elements(By.CSS_SELECTOR, "[data-figure]")
+            shown = {c.get_attribute("data-figure"): c.text.split("\n")[0] for c in cells}
+            assert shown == {name: f"{want['metrics'][name]:.2f}" for name in shown}
+            assert len(shown) == 7
+
+    def test_picks_curves_by_slot(self, browser: Chrome, report_url: str):
+        open_report(browser, report_url)
+        count = (
+            "new Set(document.getElementById('curves-loss').data"
+            ".filter(t => t.visible).map(t => t.meta.slot)).size"
+        )
+        first = len(browser.find_elements(By.CSS_SELECTOR, ".pick [data-first]"))
+        assert browser.execute_script(f"return {count}") == first
+        for pick, shown in (("all", SLOTS), ("none", 0), ("first", first)):
+            browser.find_element(By.CSS_SELECTOR, f"[data-pick={pick}]").click()
+            wait_for(browser, f"{count} === {shown}")
+
+    def test_sorts_the_trials(self, browser: Chrome, report_url: str):
+        open_report(browser, report_url)
+        button = browser.find_element(By.XPATH, "//button[text()='val loss']")
+        cells = (
+            "return [...document.querySelectorAll('.sortable tbody tr')]"
+            ".map(r => Number(r.cells[7].dataset.value))"
+        )
+        for descending in (False, True):
+            browser.execute_script("arguments[0].click()", button)
+            losses = browser.execute_script(cells)
+            assert losses == sorted(losses, reverse=descending)
+            assert len(losses) == SLOTS
+
+
+class TestMlflowUi:
+    def test_lists_the_runs_by_name(self, browser: Chrome, ui_url: str) -> None:
+        open_runs(browser, ui_url)
+        names = {"small", "baseline cnn", "baseline mobilenet_v2_frozen"}
+        links = browser.find_elements(By.CSS_SELECTOR, "a[href*='/runs/']")
+        shown = {link.get_attribute("textContent") for link in links}
+        assert names <= shown, shown
+        assert len({link.get_attribute("href") for link in links}) == 1 + SLOTS
+
+    def test_shows_a_run_with_metrics_and_artifacts(self, browser: Chrome, ui_url: str) -> None:
+        open_runs(browser, ui_url)
+        run = browser.find_element(By.PARTIAL_LINK_TEXT, "baseline cnn").get_attribute("href")
+        browser.get(str(run))
+        for text in ("best_val_loss", "test_auc", "weight_decay"):
+            wait_for(browser, f"document.body.innerText.includes('{text}')")
+        browser.get(f"{run}/artifacts")
+        for text in ("learning_curves.png", "config.yaml", "weights"):
+            wait_for(browser, f"document.body.innerText.includes('{text}')")
+
+
+def open_runs(driver: Chrome, url: str) -> None:
+    """The study's runs: flat, as MLflow shows them when they are sorted by a metric."""
+    open_page(driver, f"{url}/#/experiments", "document.body.innerText.includes('small')")
+    experiment = driver.find_element(By.LINK_TEXT, "small").get_attribute("href")
+    query = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true&workflowType=machine_learning"
+    driver.get(f"{experiment}/runs?{query}")
+    wait_for(driver, "document.body.innerText.includes('baseline cnn')")
