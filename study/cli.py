@@ -22,6 +22,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 block one cal
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault(
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
+)  # the UI in 2 processes, not 9
 
 DONE, OUR_FAULT, MENDABLE, FAILED_SLOTS = 0, 1, 2, 3
 

@@ -39,6 +39,23 @@ EPOCH_METRICS = (
     "seconds",
     "images_per_s",
 )
+VIEW = "slots"  # the UI's list of runs as it opens: one row a slot, the best first
+RUNS_VIEW = {
+    "searchFilter": "tags.slot != ''",
+    "orderByKey": "metrics.`best_val_loss`",
+    "orderByAsc": True,
+    "selectedColumns": [
+        "metrics.`best_val_loss`",
+        "metrics.`best_val_auc`",
+        "metrics.`test_accuracy`",
+        "params.`variant`",
+        "params.`lr`",
+        "params.`weight_decay`",
+        "params.`dropout`",
+        "tags.`slot`",
+        "tags.`state`",
+    ],
+}
 STATUS = {"waiting": "SCHEDULED", "complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -82,6 +99,8 @@ class Tracker:
             run_id = str(created.info.run_id)
         else:
             self.client.update_run(run_id, status="RUNNING", name=name)
+            if "reason" in self.tags(run_id):  # of an earlier attempt
+                self.client.delete_tag(run_id, "reason")
         logged = {metric.step for metric in self.client.get_metric_history(run_id, "val_loss")}
         run = SlotRun(self.client, run_id, logged)
         settings = train.model_dump(mode="json", exclude={"image_size"})
@@ -167,8 +186,8 @@ class Tracker:
         location = None  # a server has an artifact store of its own
         if self.config.tracking.uri.startswith("sqlite:"):
             location = (self.config.tracking.artifacts_dir / self.config.name).as_uri()
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs
-        return self.client.create_experiment(self.config.name, location, kind)
+        tags = {f"mlflow.sharedViewState.{VIEW}": json.dumps(RUNS_VIEW)}
+        return self.client.create_experiment(self.config.name, location, tags)
 
     def _parent(self) -> str:
         where = f"tags.study_id = '{self.study_id}' and tags.role = 'study'"
@@ -184,6 +203,22 @@ class Tracker:
         where = f"tags.study_id = '{self.study_id}' and tags.slot = '{slot}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
         return str(found[0].info.run_id) if found else None
+
+
+def runs_page(config: StudyConfig) -> str:
+    """The part of the UI's address behind the host that shows the study's runs.
+
+    Raises TrackingError if the study is not in the store.
+    """
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    try:
+        experiment = client.get_experiment_by_name(config.name)
+    except MlflowException as error:
+        raise TrackingError(f"tracking.uri: {config.tracking.uri}: {_one_line(error)}") from None
+    if experiment is None:
+        raise TrackingError(f"study '{config.name}' has no runs in {config.tracking.uri} yet")
+    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return f"#/experiments/{experiment.experiment_id}/runs?{query}"
 
 
 class SlotRun:
@@ -251,7 +286,8 @@ class SlotRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with self._witness("tags"):
-            self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+            said = [RunTag(key, value) for key, value in tags.items() if value]
+            self.client.log_batch(self.run_id, tags=said)
 
     def log_file(self, name: str, content: str | Figure) -> None:
         with self._witness(name):

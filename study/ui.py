@@ -3,36 +3,64 @@
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from study.config import StudyConfig, TrackingError
+from study.tracking import runs_page
+
+START_S = 120  # MLflow's server imports for seconds, on a busy machine for many
 
 
 def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     """Run the MLflow UI on the study's store until it ends; its exit code.
 
-    Raises TrackingError if the port is taken or there is no store yet.
+    say gets the address of the study's runs, once it answers. Raises TrackingError if the port is
+    taken, there is no store yet, or the server does not start.
     """
     uri = config.tracking.uri
     if not uri.startswith("sqlite:///"):
-        say(f"this study is tracked by a server, which has the UI: {uri}")
+        say(f"this study is tracked by a server, which has the UI: {uri}/{runs_page(config)}")
         return 0
     if not Path(uri.removeprefix("sqlite:///")).exists():
         raise TrackingError(f"tracking.uri: {uri}: no such file; no study was run here yet")
+    page = runs_page(config)
+    port = _free_port(port)
+    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"]
+    server = subprocess.Popen(command, stdout=sys.stderr)  # stdout is for the address
+    try:
+        _wait_until_it_answers(server, f"http://127.0.0.1:{port}/health")
+        say(f"MLflow UI of '{config.name}' (Ctrl-C ends it): http://127.0.0.1:{port}/{page}")
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _free_port(port: int) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise TrackingError(f"--port {port}: {error.strerror}; choose another") from None
-        port = probe.getsockname()[1]
-    say(f"MLflow UI of '{config.name}': http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments])
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return server.wait()
-    finally:
-        server.terminate()
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            direct.open(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TrackingError(f"the MLflow UI did not start (exit code {server.poll()}): see above")
