@@ -75,9 +75,10 @@ def status_table(name: str, records: Sequence[SlotRecord], max_epochs: int) -> G
     return Group(head, *lines, _counts(records), tail)
 
 
-def summary_table(summary: Summary) -> Table:
+def summary_table(summary: Summary) -> Group:
     """What prepare left."""
-    table = Table(title=f"{summary.faces} faces of {summary.photos} photos", title_justify="left")
+    head = Text(f"{summary.faces} faces of {summary.photos} photos", "bold")
+    table = Table()
     for column in ("split", "real", "fake"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, counts in summary.splits.items():
@@ -87,7 +88,7 @@ def summary_table(summary: Summary) -> Table:
         table.add_row(f"dropped: {reason}", str(count), "", style="yellow")
     if summary.clamped:
         table.add_row("boxes clamped to the photo", str(summary.clamped), "", style="dim")
-    return table
+    return Group(head, table)
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Group:

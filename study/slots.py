@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
 from study.config import StudyConfig
@@ -102,7 +103,7 @@ class Slots:
             while not done.wait(self.config.study.heartbeat_s):
                 try:
                     self._storage.record_heartbeat(slot.trial._trial_id)
-                except optuna.exceptions.StorageInternalError as error:
+                except (StorageInternalError, SQLAlchemyError) as error:
                     log.warning("slot %d: heartbeat failed: %s", slot.number, error)
 
         thread = threading.Thread(target=beat, name=f"heartbeat-{slot.number}", daemon=True)

@@ -119,9 +119,7 @@ class Tracker:
 
     def pause_run(self, slot: int) -> None:
         """The run of a slot that was freed: it waits for another worker."""
-        run_id = self._find_run(slot)
-        if run_id is not None:
-            run = SlotRun(self.client, run_id, set())
+        if (run := self._reopen(slot)) is not None:
             run.end("waiting", None)
 
     def weights(self, run_id: str) -> dict[str, Tensor]:
@@ -173,9 +171,7 @@ class Tracker:
 
     def fail_run(self, slot: int, reason: str, exception: str) -> None:
         """The run of a slot whose attempt raised, with the traceback."""
-        run_id = self._find_run(slot)
-        if run_id is not None:
-            run = SlotRun(self.client, run_id, set())
+        if (run := self._reopen(slot)) is not None:
             run.log_file("exception.txt", exception)
             run.end("failed", reason)
 
@@ -198,6 +194,14 @@ class Tracker:
         run = self.client.create_run(self.experiment_id, run_name=self.config.name, tags=tags)
         self.client.log_text(run.info.run_id, public_yaml(self.config), "config.yaml")
         return str(run.info.run_id)
+
+    def _reopen(self, slot: int) -> "SlotRun | None":
+        try:
+            run_id = self._find_run(slot)
+        except (MlflowException, OSError) as error:  # the slot matters more than its witness
+            log.warning("slot %d: its run can't be found: %s", slot, _one_line(error))
+            return None
+        return None if run_id is None else SlotRun(self.client, run_id, set())
 
     def _find_run(self, slot: int) -> str | None:
         where = f"tags.study_id = '{self.study_id}' and tags.slot = '{slot}'"

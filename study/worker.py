@@ -7,9 +7,12 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
@@ -131,20 +134,30 @@ def _run_slot(
     stop: StopSignal,
 ) -> None:
     try:
-        outcome = run_trial(
-            slot, slots.config, inputs, tracker, device, lambda done, total: stop.check()
-        )
-        match outcome.state:
-            case "complete":
-                assert outcome.val_loss is not None
-                slots.complete(slot, outcome.val_loss)
-            case "pruned":
-                slots.prune(slot, outcome.reason or "")
-            case _:
-                slots.fail(slot, outcome.reason or "", retry=False)
-        log.info("slot %d %s, val_loss %s", slot.number, outcome.state, outcome.val_loss)
-    except SlotLost as lost:
-        log.warning("%s; going on with the next slot", lost)
+        with _settled(slot, slots, tracker):
+            outcome = run_trial(
+                slot, slots.config, inputs, tracker, device, lambda done, total: stop.check()
+            )
+            match outcome.state:
+                case "complete":
+                    assert outcome.val_loss is not None
+                    slots.complete(slot, outcome.val_loss)
+                case "pruned":
+                    slots.prune(slot, outcome.reason or "")
+                case _:
+                    slots.fail(slot, outcome.reason or "", retry=False)
+            log.info("slot %d %s, val_loss %s", slot.number, outcome.state, outcome.val_loss)
+    except (SlotLost, UpdateFinishedTrialError) as lost:
+        log.warning("slot %d is another worker's: %s; going on", slot.number, lost)
+
+
+@contextmanager
+def _settled(slot: Slot, slots: Slots, tracker: Tracker) -> Iterator[None]:
+    """Whatever ends the block, the slot is left for another worker or another attempt."""
+    try:
+        yield
+    except (SlotLost, UpdateFinishedTrialError):
+        raise
     except Stopped:
         tracker.pause_run(slot.number)
         slots.free(slot)

@@ -1,0 +1,154 @@
+"""What a signal, a failure and a lost slot mean to a worker."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from deepfake.config import ConfigError, UserError
+from deepfake.prepare import prepare
+from study import worker
+from study.config import StudyConfig
+from study.objective import Outcome
+from study.slots import Slot, join
+from study.worker import Stopped, StopSignal, TooManyFailed, pick_device, set_up, work
+from tests.photos import draw_set
+
+MakeConfig = Callable[..., StudyConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> StudyConfig:
+    draw_set(tmp_path / "photos", 12)
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    made = make_config(
+        f"data.annotations=[{tmp_path}/photos/Train_poly.json]",
+        f"data.photos_dir={tmp_path}/photos",
+        f"data.work_dir={tmp_path}/faces",
+        "train.image_size={cnn: 32, mobilenet_v2: 32}",
+        "train.max_epochs=1",
+        "study.n_trials=3",
+        "study.max_failed=3",
+    )
+    prepare(made.data, made.sides_px)
+    return made
+
+
+def outcomes(monkeypatch: pytest.MonkeyPatch, give: Callable[[Slot], Outcome]) -> None:
+    """Trials that end as told instead of training: the worker around them is real."""
+
+    def run_trial(slot: Slot, config: StudyConfig, inputs: Any, tracker: Any, *_: Any) -> Outcome:
+        train = config.train_config(worker_suggest(slot, config), fixed=slot.fixed)
+        tracker.open_run(slot, train, {})
+        return give(slot)
+
+    monkeypatch.setattr(worker, "run_trial", run_trial)
+
+
+def worker_suggest(slot: Slot, config: StudyConfig) -> Any:
+    from study.space import suggest
+
+    return suggest(slot.trial, config.space)
+
+
+def statuses(config: StudyConfig) -> dict[str, str]:
+    """MLflow's status of each slot's run."""
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'sample'")
+    runs = client.search_runs([experiment.experiment_id], "tags.slot != ''")
+    return {run.data.tags["slot"]: run.info.status for run in runs}
+
+
+def test_a_trial_that_raises_is_tried_again_and_the_study_goes_on(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give(slot: Slot) -> Outcome:
+        if slot.number == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return Outcome("complete", 0.5)
+
+    outcomes(monkeypatch, give)
+    records = work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in records] == ["complete", "failed", "complete"]
+    assert records[1].attempt == 1  # max_attempts is 2
+    assert records[1].reason == "OutOfMemoryError: CUDA out of memory"
+    assert statuses(config)["1"] == "FAILED"
+
+
+def test_a_baseline_that_diverges_has_failed_and_is_not_retried(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "the loss was not finite in epoch 0"
+    outcomes(monkeypatch, lambda slot: Outcome("failed", None, reason))
+    records = work(config, CPU, StopSignal(second_exits=False))
+    assert [(r.state, r.attempt, r.reason) for r in records] == [("failed", 0, reason)] * 3
+
+
+def test_too_many_failed_slots_end_the_study(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes(monkeypatch, lambda slot: Outcome("failed", None, "diverged"))
+    strict = config.study.model_copy(update={"max_failed": 1})
+    with pytest.raises(TooManyFailed, match=r"2 slots failed, more than study\.max_failed 1"):
+        work(config.model_copy(update={"study": strict}), CPU, StopSignal(second_exits=False))
+
+
+def test_a_stopped_worker_frees_its_slot_and_leaves_its_run_scheduled(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give(slot: Slot) -> Outcome:
+        raise Stopped
+
+    outcomes(monkeypatch, give)
+    with pytest.raises(Stopped):
+        work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in join(config).records()] == ["waiting"] * 3
+    assert statuses(config) == {"0": "SCHEDULED"}
+
+
+def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stolen = []
+
+    def give(slot: Slot) -> Outcome:
+        if not stolen:
+            stolen.append(slot.number)
+            thief = join(config)
+            thief.free_worker(thief.records()[0].worker or "")
+            claimed = thief.claim("other:1")
+            assert claimed is not None
+            thief.complete(claimed, 0.25)
+        return Outcome("complete", 0.5)
+
+    outcomes(monkeypatch, give)
+    records = work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in records] == ["complete"] * 3
+    assert records[0].worker == "other:1"
+    assert "slot 0 is another worker's" in caplog.text
+
+
+def test_a_real_trial_leaves_no_checkpoint_behind(config: StudyConfig) -> None:
+    records = work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in records] == ["complete"] * 3
+    assert set(statuses(config).values()) == {"FINISHED"}
+    assert list(config.checkpoints_dir.rglob("slot_*")) == []
+
+
+def test_bf16_without_cuda_is_said_before_anything_begins(config: StudyConfig) -> None:
+    train = config.train.model_copy(update={"precision": "bf16"})
+    with pytest.raises(ConfigError, match=r"train\.precision: bf16 needs CUDA"):
+        set_up(config.model_copy(update={"train": train}), CPU)
+
+
+def test_a_device_is_what_was_asked_for() -> None:
+    assert pick_device("cpu") == CPU
+    with pytest.raises(UserError, match="--device gpu7: must be cpu, cuda or cuda:N"):
+        pick_device("gpu7")
+    with pytest.raises(UserError, match="CUDA devices"):
+        pick_device("cuda:63")
