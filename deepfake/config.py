@@ -43,8 +43,16 @@ class Frozen(BaseModel):
     )
 
 
+def absolute(path: Path) -> Path:
+    """Raises ValueError if it begins with the home of an unknown user."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 # A path of a configuration: relative to the folder a command is started in, absolute once loaded.
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 
 
 class Fractions(Frozen):
@@ -79,7 +87,8 @@ class ImageSize(Frozen):
     """Side of the square input, px."""
 
     cnn: Annotated[int, Field(ge=32, le=1024)] = 128  # five halvings leave at least 1 px
-    mobilenet_v2: Annotated[int, Field(ge=32, le=1024)] = 224
+    # at 32 the last features are 1 x 1: BatchNorm has no variance in a last batch of one face
+    mobilenet_v2: Annotated[int, Field(ge=33, le=1024)] = 224
 
     def of(self, variant: Variant) -> int:
         return self.cnn if variant == "cnn" else self.mobilenet_v2

@@ -14,6 +14,7 @@ stamp=.venv/.installed
 if [ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ -z "$extras" ]; }; then
     [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt constraints.txt ] && exit 0
 fi
+echo "installing into .venv: some minutes, about 6 GB" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
 printf '%s' "$wanted" >"$stamp"

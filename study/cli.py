@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -51,18 +52,24 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
+    from deepfake.config import UserError
     from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
     from study.live import progress_bars
 
+    if (out_dir / "Train_poly.json").exists():
+        raise UserError(f"{out_dir}/Train_poly.json is there already; name another folder")
     with progress_bars(_stderr()) as advance:
-        path = draw_sample(
-            out_dir,
-            photos,
-            seed,
-            available_cores(),
-            lambda done, all_: advance("draw", done, all_),
-        )
+        try:
+            path = draw_sample(
+                out_dir,
+                photos,
+                seed,
+                available_cores(),
+                lambda done, all_: advance("draw", done, all_),
+            )
+        except OSError as error:
+            raise UserError(f"{error.filename or out_dir}: {error.strerror or error}") from None
     typer.echo(path)
 
 
@@ -103,27 +110,34 @@ def run(
     from study.objective import Inputs
     from study.records import summary
     from study.slots import create_or_join, free_name
-    from study.worker import StopSignal, study_fingerprint
+    from study.worker import StopSignal, check_precision, pick_device, study_fingerprint
 
     loaded = _load(config, set_)
-    overrides = [entry for entry in set_ or [] if not entry.startswith("study.storage=")]
+    device = pick_device(None)
+    check_precision(loaded, device)
+    # the storage may hold a password: workers get it from the environment, no message shows it
+    secret = "study.storage"
+    overrides = [e for e in set_ or [] if e.partition("=")[0].strip() != secret]
     if new:
         name = free_name(loaded)
-        overrides.append(f"name={name}")
+        overrides.append(f"name={json.dumps(name)}")
         loaded = loaded.model_copy(update={"name": name})
-        _stderr().print(f"new study '{name}': continue it with --set name={name}")
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    again = shlex.join(["deepfake-study", "run", str(config), "--workers", str(workers), *sets])
     weights = load_weights(loaded.train.weights)  # a bad file is said before data is touched
     inputs = Inputs.load(loaded, _prepare(loaded), weights)
     slots = create_or_join(loaded, study_fingerprint(loaded, inputs))
     _warn_about_threads(loaded, workers)
 
-    command = ["worker", str(config), *(arg for o in overrides for arg in ("--set", o))]
+    command = ["worker", str(config), *sets]
     env = {**os.environ, "DEEPFAKE_STUDY_STORAGE": loaded.study.storage.get_secret_value()}
     local = LocalWorkers(command, env, loaded.checkpoints_dir / "logs")
     view = StudyView(_stderr(), loaded.train.max_epochs)
     stop = StopSignal(second_exits=False)
     stop.listen()
     records = slots.records()
+    left = sum(not record.finished for record in records)
+    _stderr().print(f"study '{loaded.name}': {left} of {len(records)} slots to run; {again}")
     with view(records):
         if not all(record.finished for record in records):
             local.start(workers)
@@ -132,9 +146,9 @@ def run(
     table = status_table(loaded.name, records, loaded.train.max_epochs)
     _print(summary(loaded.name, records), table, as_json)
     if stop.number is not None:
-        _stderr().print(f"stopped; continue with the same command ({' '.join(sys.argv)})")
+        _stderr().print(f"stopped; continue with: {again}")
         raise typer.Exit(128 + stop.number)
-    if worst:
+    if worst and not all(record.finished for record in records):
         _stderr().print(f"a worker ended with exit code {worst}: {local.last_words()}")
         raise typer.Exit(worst)
     raise typer.Exit(FAILED_SLOTS if any(r.state == "failed" for r in records) else DONE)

@@ -6,10 +6,12 @@ from typing import Any
 from deepfake.baselines import Figures
 from deepfake.config import UserError
 from deepfake.prepare import Prepared, load_prepared
-from study.config import StudyConfig
+from study.config import StudyConfig, fingerprint
+from study.records import best_of
 from study.slots import Slots
 
 FIGURES = tuple(Figures.model_fields)  # the columns of the report's tables
+_STALE = "the best trial has changed since the test split was opened; evaluate again"
 SAME_DATA = 0.01  # releases of OpenForensics differ by a few faces
 
 
@@ -24,6 +26,8 @@ def compare(slots: Slots) -> dict[str, Any]:
         raise UserError(
             f"study '{config.name}' was not evaluated yet; run: deepfake-study evaluate CONFIG"
         )
+    prepared = load_prepared(config.data)
+    refuse_other_settings(slots, prepared)
     ours = {finalist["model"]: finalist for finalist in evaluation["finalists"]}
     states = {r.baseline: r for r in slots.records() if r.baseline}
     rows: list[dict[str, Any]] = []
@@ -47,16 +51,32 @@ def compare(slots: Slots) -> dict[str, Any]:
             )
     best = ours["best"]
     rows.append(_row(best["variant"], "best", best))
-    differences = unlike(config, load_prepared(config.data))
+    differences = unlike(config, prepared)
+    now = best_of(slots.records())
+    stale = now is not None and now.number != best["slot"]
     return {
         "comparable": not differences,
         "differences": differences,
-        "caveats": caveats(config),
+        "caveats": caveats(config) + [_STALE] * stale,
         "published": config.baselines.source,
         "rows": rows,
         "opening": evaluation["opening"],
         "openings": evaluation["openings"],
     }
+
+
+def refuse_other_settings(slots: Slots, prepared: Prepared) -> dict[str, Any]:
+    """The fingerprint of config and prepared data; the weights file is taken on trust.
+
+    Raises StudyMismatch if the settings are not those the study was created with. Its data may
+    have changed since: what was evaluated stands.
+    """
+    theirs = slots.attributes()["fingerprint"]
+    ours = fingerprint(slots.config, prepared, theirs["train.weights (sha256)"])
+    settings = {key: value for key, value in ours.items() if not key.endswith("(sha256)")}
+    hashes = {key: value for key, value in theirs.items() if key.endswith("(sha256)")}
+    slots.refuse_other(settings | hashes)
+    return ours
 
 
 def unlike(config: StudyConfig, prepared: Prepared) -> list[str]:

@@ -1,5 +1,6 @@
 """Everything about a study, from one YAML and --set overrides, checked once."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from deepfake.config import (
     TrainSettings,
     UserError,
     Variant,
+    absolute,
 )
 
 if TYPE_CHECKING:  # scikit-learn comes with it
@@ -149,7 +151,9 @@ class TrackingConfig(Frozen):
     @classmethod
     def _a_store_mlflow_opens(cls, uri: str) -> str:
         if not uri.startswith(("sqlite:///", "http://", "https://")):
-            raise ValueError(f"'{uri}' is neither sqlite:///path nor http(s)://host:port")
+            raise ValueError(f"'{redact(uri)}' is neither sqlite:///path nor http(s)://host:port")
+        if uri in ("sqlite:///", "sqlite:///:memory:"):
+            raise ValueError("a store in memory can't be shared by workers; name a file")
         if uri.startswith("http") and "@" in uri:
             raise ValueError(
                 "credentials don't belong here: MLflow reads MLFLOW_TRACKING_USERNAME and "
@@ -235,4 +239,9 @@ def _absolute_sqlite(url: str) -> str:
     scheme, found, path = url.partition(":///")
     if not found or not scheme.startswith("sqlite") or path in ("", ":memory:"):
         return url
-    return f"{scheme}:///{Path(path).expanduser().absolute()}"
+    return f"{scheme}:///{absolute(Path(path))}"
+
+
+def redact(url: str) -> str:
+    """The URL without user, password and options, even where they are badly quoted."""
+    return re.sub(r"\?.*$", "", re.sub(r"^([\w+.-]+:/*).*@", r"\1***@", url))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from deepfake.baselines import Baselines, load_baselines
-from deepfake.config import ConfigError, Frozen
+from deepfake.config import ConfigError, Frozen, absolute
 from study.config import StudyConfig
 
 # What other tools call our keys: difflib alone would not find them.
@@ -49,8 +49,9 @@ def load_config(
         _override(document, override)
     baselines = document.get("baselines")
     if not isinstance(baselines, str):
-        raise ConfigError(f"{path}: 'baselines' must be the path of a YAML, not {baselines!r}")
-    document["baselines"] = load_baselines(Path(baselines).expanduser().absolute())
+        shown = repr(baselines)[:80]
+        raise ConfigError(f"{path}: 'baselines' must be the path of a YAML, not {shown}")
+    document["baselines"] = load_baselines(_absolute(baselines))
     try:
         config = StudyConfig.model_validate(document)
     except ValidationError as error:
@@ -60,13 +61,20 @@ def load_config(
     weights = config.train.weights
     if weights in ("imagenet", "none"):
         return config
-    file = Path(weights).expanduser().absolute()
+    file = _absolute(weights)
     if not file.is_file():
         raise ConfigError(
             f"{path}: 'train.weights': {file} is not a file; give imagenet, none or a path"
         )
     train = config.train.model_copy(update={"weights": str(file)})
     return config.model_copy(update={"train": train})
+
+
+def _absolute(path: str) -> Path:
+    try:
+        return absolute(Path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -151,6 +159,8 @@ def _explain(error: ErrorDetails) -> str:
         named = colon and re.fullmatch(r"[\w.]+", below)
         where = ".".join(part for part in (key, below if named else "") if part)
         return f"'{where}': {rest if named else message}"
-    if "storage" in key or isinstance(error["input"], dict | list | tuple):
+    # a URL may hold a password, wherever it was put by mistake
+    url = isinstance(error["input"], str) and re.match(r"[\w+.-]+:", error["input"])
+    if url or "storage" in key or isinstance(error["input"], dict | list | tuple):
         return f"'{key}': {message}"
     return f"'{key}': {message}, not {json.dumps(error['input'], default=str)}"

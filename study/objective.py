@@ -1,13 +1,13 @@
 """One trial, on one screen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from torch import Tensor
 
-from deepfake.checkpoint import remove_checkpoint
 from deepfake.config import Split, TrainConfig
 from deepfake.fit import EpochStats, FitResult, fit
 from deepfake.models import build_model, load_weights
@@ -59,6 +59,7 @@ class Outcome:
     state: State
     val_loss: float | None  # of the best epoch
     reason: str | None = None
+    spent: Path | None = None  # the checkpoint, once nothing needs it any more
 
 
 def run_trial(
@@ -70,6 +71,8 @@ def run_trial(
     on_batch: Callable[[int, int], None],
 ) -> Outcome:
     """Train what the slot draws, from its checkpoint if it has one. Does not tell the study.
+
+    The checkpoint is removed by whoever told the study: until then the slot may be run again.
 
     Raises SlotLost if the slot was given to another worker meanwhile, and whatever on_batch does.
     """
@@ -99,9 +102,8 @@ def run_trial(
     run.log_result(result, val.labels)
     outcome = judge(slot, result)
     run.end(outcome.state, outcome.reason)
-    if run.whole:  # else the checkpoint is the only copy of the weights
-        remove_checkpoint(checkpoint)
-    return outcome
+    # what MLflow refused stands in the checkpoint alone
+    return replace(outcome, spent=checkpoint) if run.whole else outcome
 
 
 def report(slot: Slot, stats: EpochStats) -> None:
@@ -123,10 +125,10 @@ def judge(slot: Slot, result: FitResult) -> Outcome:
         case "max_epochs" | "early_stop":
             return Outcome("complete", best)
         case "on_epoch":
-            reason = f"behind the median of its variant's peers after epoch {epochs - 1}"
+            reason = f"behind the median of its variant's peers after {epochs} epochs"
             return Outcome("pruned", best, reason)
         case "diverged":
-            reason = f"the loss was not finite in epoch {epochs}"
+            reason = f"the loss was not finite behind {epochs} finite epochs"
             return Outcome("failed" if slot.fixed else "pruned", best, reason)
         case _:
             raise AssertionError(result.ended)

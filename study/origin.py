@@ -1,13 +1,18 @@
 """Where a run comes from: who ran which commit."""
 
 import getpass
+import os
 import subprocess
 from pathlib import Path
 
 
 def source_tags() -> dict[str, str]:
     """Tags of a run; MLflow's UI shows those that it names itself."""
-    tags = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "deepfake-study"}
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    tags = {"mlflow.user": user, "mlflow.source.name": "deepfake-study"}
     if commit := git_commit():
         tags |= {"mlflow.source.git.commit": commit, "git_commit": commit}
     return tags

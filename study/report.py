@@ -18,8 +18,8 @@ from deepfake.baselines import Baseline
 from deepfake.config import LABELS, SPLITS, UserError
 from deepfake.prepare import Prepared, load_prepared
 from study import charts
-from study.compare import FIGURES, compare
-from study.config import StudyConfig, TrackingError, fingerprint, public_yaml
+from study.compare import FIGURES, compare, refuse_other_settings
+from study.config import StudyConfig, TrackingError, public_yaml
 from study.origin import git_commit
 from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
@@ -34,13 +34,14 @@ def write_report(slots: Slots, out: Path) -> Path:
     Raises StudyMismatch if the settings are not the study's, UserError if out can't be written.
     """
     page = render(_content(slots, datetime.now(UTC)))
-    partial = out.with_name(f".{out.name}.unfinished")
     try:
+        partial = out.with_name(f".{out.name}.unfinished")
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(page, encoding="utf-8")
         return partial.replace(out)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: "." has no name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--out {out}: {reason}; name a file") from None
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -213,9 +214,7 @@ def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
         prepared = load_prepared(slots.config.data)
     except UserError as error:
         return None, str(error)
-    ours = fingerprint(slots.config, prepared, theirs["train.weights (sha256)"])
-    settings = {key: value for key, value in ours.items() if key not in _hashes(ours)}
-    slots.refuse_other(settings | _hashes(theirs))
+    ours = refuse_other_settings(slots, prepared)
     if _hashes(ours) != _hashes(theirs):
         return None, "the data were prepared anew since this study was created"
     return prepared, ""

@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
-from study.config import StudyConfig
+from study.config import StudyConfig, redact
 from study.pruner import PeerMedianPruner
 from study.records import SlotRecord, record_of
 from study.space import sampler
-from study.storage import exclusive, open_storage, redact
+from study.storage import exclusive, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,16 @@ class Slots:
     def claim(self, worker: str) -> Slot | None:
         """The first waiting slot, now this worker's, or None if none waits."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        for trial in sorted(waiting, key=lambda t: (t.user_attrs["slot"], t.number)):
+        ours = [trial for trial in waiting if "slot" in trial.user_attrs]
+        for trial in sorted(ours, key=lambda t: (t.user_attrs["slot"], t.number)):
             # the beat first: a worker killed right behind the claim must be missed too
             self._storage.record_heartbeat(trial._trial_id)
             if not self._set_state(trial._trial_id, TrialState.RUNNING):
                 continue
             number, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
+            # only ask() and tell() forget the history that TPE reads: without this, each worker
+            # would draw at random for ever, from the trials of its first claim
+            self.study._thread_local.cached_all_trials = None
             self.study.sampler = sampler(self.config.study.seed, number, attempt)
             claimed = Trial(self.study, trial._trial_id)
             claimed.set_user_attr("worker", worker)
@@ -113,6 +117,12 @@ class Slots:
         finally:
             done.set()
             thread.join()
+
+    def check(self, slot: Slot) -> None:
+        """Raises SlotLost if the slot is another worker's by now."""
+        trial = self._storage.get_trial(slot.trial._trial_id)
+        if trial.state.is_finished():
+            raise SlotLost(f"slot {slot.number}: attempt {slot.attempt} was given up")
 
     def complete(self, slot: Slot, val_loss: float) -> None:
         self._tell(slot, TrialState.COMPLETE, [val_loss])
@@ -196,7 +206,8 @@ class Slots:
     def _by_slot(self) -> list[list[FrozenTrial]]:
         slots: dict[int, list[FrozenTrial]] = {}
         for trial in self.study.get_trials(deepcopy=False):
-            slots.setdefault(trial.user_attrs["slot"], []).append(trial)
+            if "slot" in trial.user_attrs:  # others were added from outside: no slots of ours
+                slots.setdefault(trial.user_attrs["slot"], []).append(trial)
         return [sorted(slots[n], key=lambda t: t.user_attrs["attempt"]) for n in sorted(slots)]
 
     def _set_attr(self, slot: Slot, key: str, value: Any) -> None:

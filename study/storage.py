@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
-from study.config import SearchConfig
+from study.config import SearchConfig, redact
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
@@ -50,6 +50,11 @@ def open_storage(search: SearchConfig, *, create: bool = True) -> RDBStorage:
             )
             if storage.engine.dialect.name == "sqlite":
                 _make_sqlite_safe(storage.engine)
+    except FileNotFoundError:
+        raise StorageError(
+            f"no study was started here yet: {redact(url)} is not there; start it with: "
+            "deepfake-study run CONFIG"
+        ) from None
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise StorageError(_explain(url, error)) from None
     except RuntimeError as error:  # Optuna's: the schema is another release's
@@ -77,11 +82,6 @@ def exclusive(url: str) -> Iterator[None]:
         engine.dispose()
 
 
-def redact(url: str) -> str:
-    """The URL without user, password and options, even where they are badly quoted."""
-    return re.sub(r"\?.*$", "", re.sub(r"(?<=://).*@", "***@", url))
-
-
 def _engine_kwargs(url: str) -> dict[str, Any]:
     match make_url(url).get_backend_name():
         case "sqlite":
@@ -99,7 +99,7 @@ def _check_sqlite_file(url: str, create: bool) -> None:
     if create:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
     elif not Path(database).exists():
-        raise FileNotFoundError("no such file: no study was started here yet")
+        raise FileNotFoundError(database)
 
 
 def _make_sqlite_safe(engine: sqlalchemy.Engine) -> None:
@@ -140,7 +140,7 @@ def _explain(url: str, error: Exception) -> str:
 
 def _secrets(url: str) -> list[str]:
     """Pieces of the URL that may be a password, however it was quoted; longest first."""
-    userinfo = re.match(r"[^:]+://(.*)@", url)
+    userinfo = re.match(r"[^:]+:/*(.*)@", url)
     options = re.findall(r"password=([^&]*)", url)
     pieces = [*re.split(r"[@:/]", userinfo[1]), userinfo[1]] if userinfo else []
     user = pieces[0] if len(pieces) > 2 else None

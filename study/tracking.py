@@ -2,10 +2,11 @@
 
 import json
 import logging
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from deepfake.config import TrainConfig
@@ -74,15 +77,25 @@ class Tracker:
         try:
             if sqlite != uri:
                 Path(sqlite).parent.mkdir(parents=True, exist_ok=True)
-            with once, slots.exclusive():
+                with closing(sqlite3.connect(sqlite)) as probe:  # MLflow retries for minutes
+                    probe.execute("PRAGMA schema_version")
+            with once:
                 self.client = MlflowClient(tracking_uri=uri)
                 self.experiment_id = self._experiment()
+            with slots.exclusive():
                 self.parent_id = self._parent()
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, SQLAlchemyError, sqlite3.Error) as error:
             raise TrackingError(f"tracking.uri: {uri}: {_one_line(error)}") from None
 
     def open_run(self, slot: Slot, train: TrainConfig, tags: Mapping[str, str]) -> "SlotRun":
         """The child run of a slot, found again if an earlier attempt began it."""
+        try:
+            return self._open_run(slot, train, dict(tags))
+        except (MlflowException, OSError) as error:
+            uri = self.config.tracking.uri
+            raise TrackingError(f"tracking.uri: {uri}: {_one_line(error)}") from error
+
+    def _open_run(self, slot: Slot, train: TrainConfig, tags: dict[str, str]) -> "SlotRun":
         run_id = self._find_run(slot.number)
         name = _run_name(slot, train)
         if run_id is None:
@@ -99,8 +112,12 @@ class Tracker:
             run_id = str(created.info.run_id)
         else:
             self.client.update_run(run_id, status="RUNNING", name=name)
-            if "reason" in self.tags(run_id):  # of an earlier attempt
+            before = self.tags(run_id)
+            if "reason" in before:  # of an earlier attempt
                 self.client.delete_tag(run_id, "reason")
+            there, here = before.get("hardware"), tags.get("hardware")
+            if there and here and here not in there.split(" + "):
+                tags["hardware"] = f"{there} + {here}"  # no single machine's: equal bits of none
         logged = {metric.step for metric in self.client.get_metric_history(run_id, "val_loss")}
         run = SlotRun(self.client, run_id, logged)
         settings = train.model_dump(mode="json", exclude={"image_size"})
@@ -131,7 +148,12 @@ class Tracker:
                 raise TrackingError(
                     f"run {run_id}: {WEIGHTS} can't be read ({_one_line(error)})"
                 ) from None
-            return load_file(path)
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise TrackingError(
+                    f"run {run_id}: {WEIGHTS} is damaged ({_one_line(error)})"
+                ) from None
 
     def tags(self, run_id: str) -> dict[str, str]:
         """Raises TrackingError if the run is gone."""
@@ -163,7 +185,7 @@ class Tracker:
             run.log_file(name, content)
 
     def end_study(self) -> None:
-        self.client.set_terminated(self.parent_id, "FINISHED")
+        SlotRun(self.client, self.parent_id, set()).end("complete", None)
 
     @property
     def study_id(self) -> str:

@@ -1,5 +1,8 @@
 """The MLflow UI, as a process of its own."""
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -7,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from study.config import StudyConfig, TrackingError
 from study.tracking import runs_page
@@ -30,16 +34,27 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     port = _free_port(port)
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     command = [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"]
-    server = subprocess.Popen(command, stdout=sys.stderr)  # stdout is for the address
+    # a session of its own: a terminal's Ctrl-C reaches this process alone, which ends the group
+    server = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    stopped: list[int] = []
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        stopped.append(number)
+        os.killpg(server.pid, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
     try:
         _wait_until_it_answers(server, f"http://127.0.0.1:{port}/health")
         say(f"MLflow UI of '{config.name}' (Ctrl-C ends it): http://127.0.0.1:{port}/{page}")
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        server.terminate()
         server.wait()
+    except TrackingError:
+        if not stopped:
+            raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whatever outlived its parent
+            os.killpg(server.pid, signal.SIGKILL)
+    return 128 + stopped[0] if stopped else 1
 
 
 def _free_port(port: int) -> int:

@@ -14,9 +14,10 @@ from types import FrameType
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
 
+from deepfake.checkpoint import remove_checkpoint
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
-from study.config import StudyConfig, fingerprint
+from study.config import StudyConfig, TrackingError, fingerprint
 from study.objective import Inputs, run_trial
 from study.records import SlotRecord
 from study.slots import Slot, SlotLost, Slots, create_or_join
@@ -24,6 +25,7 @@ from study.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
+TRACKING_PAUSE_S = 5.0
 POLL_S = 1.0  # between two looks for a slot that has come back
 
 
@@ -98,7 +100,11 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
 
 def set_up(config: StudyConfig, device: torch.device) -> None:
     """Before the first operation: threads are part of what makes a curve repeatable."""
+    check_precision(config, device)
     torch.set_num_threads(config.train.threads)
+
+
+def check_precision(config: StudyConfig, device: torch.device) -> None:
     if config.train.precision == "bf16" and device.type != "cuda":
         raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
 
@@ -111,6 +117,8 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"--device {name}: this machine has {count} CUDA devices")
@@ -146,6 +154,8 @@ def _run_slot(
                     slots.prune(slot, outcome.reason or "")
                 case _:
                     slots.fail(slot, outcome.reason or "", retry=False)
+            if outcome.spent is not None:
+                remove_checkpoint(outcome.spent)
             log.info("slot %d %s, val_loss %s", slot.number, outcome.state, outcome.val_loss)
     except (SlotLost, UpdateFinishedTrialError) as lost:
         log.warning("slot %d is another worker's: %s; going on", slot.number, lost)
@@ -158,13 +168,19 @@ def _settled(slot: Slot, slots: Slots, tracker: Tracker) -> Iterator[None]:
         yield
     except (SlotLost, UpdateFinishedTrialError):
         raise
+    except TrackingError as error:  # costs the slot nothing: it waits for the store
+        log.warning("slot %d waits for MLflow: %s", slot.number, error)
+        slots.free(slot)
+        time.sleep(TRACKING_PAUSE_S)
     except Stopped:
+        slots.check(slot)  # or another worker's run would be paused
         tracker.pause_run(slot.number)
         slots.free(slot)
         raise
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         log.exception("slot %d failed", slot.number)
+        slots.check(slot)
         tracker.fail_run(slot.number, reason, traceback.format_exc())
         slots.fail(slot, reason, retry=True)
 

@@ -30,7 +30,7 @@ def postgres() -> Iterator[postgres_server.Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty study database, of each kind."""
     if request.param == "sqlite":

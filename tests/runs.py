@@ -34,7 +34,7 @@ class Folder:
             f"data.photos_dir={path}/photos",
             f"data.work_dir={path}/faces",
             f"baselines={REPOSITORY}/configs/baselines.yaml",
-            "train.image_size={cnn: 32, mobilenet_v2: 32}",
+            "train.image_size={cnn: 32, mobilenet_v2: 33}",
             *overrides,
         ]
 

@@ -52,7 +52,7 @@ def faces(n, seed, side=8):
 
 def config_of(variant="cnn", **settings):
     defaults = {"lr": 1e-2, "weight_decay": 1e-3, "dropout": 0.3, "batch_size": 4, "max_epochs": 4}
-    side = ImageSize(cnn=32, mobilenet_v2=32)
+    side = ImageSize.model_construct(cnn=32, mobilenet_v2=32)
     return TrainConfig(**{"variant": variant, "image_size": side, **defaults, **settings})
 
 

@@ -49,7 +49,7 @@ def config_of(variant, dropout=0.2, side=32, **settings):
         lr=1e-3,
         weight_decay=1e-5,
         dropout=dropout,
-        image_size=ImageSize(cnn=side, mobilenet_v2=side),
+        image_size=ImageSize.model_construct(cnn=side, mobilenet_v2=side),
         **settings,
     )
 

@@ -133,6 +133,7 @@ class TestStages:
         assert "slot 2: best" in text
         assert "bit-equal, same hardware" in text
 
+    @pytest.mark.slow
     def test_mlflow_out_of_reach(self, make_config: MakeConfig, tmp_path: Path) -> None:
         config = make_config("study.n_trials=3", "tracking.uri=http://127.0.0.1:9")
         slots = create_or_join(config, FINGERPRINT)

@@ -156,6 +156,34 @@ def test_being_stopped_does_not_count_as_a_failed_attempt(
     assert slots.records()[0].attempt == 5
 
 
+def test_one_worker_learns_from_all_slots_finished_so_far(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned_from = []
+    sample = optuna.samplers.TPESampler._sample
+
+    def spy(self, study, trial, space, **more):
+        finished = study._get_trials(states=(TrialState.COMPLETE,), use_cache=True)
+        learned_from.append(len(finished))
+        return sample(self, study, trial, space, **more)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", spy)
+    slots = create_or_join(make_config("study.n_trials=14"), FINGERPRINT)
+    while finish_next(slots) is not None:
+        pass
+    assert sorted(set(learned_from)) == [10, 11, 12, 13]  # random draws for the first ten
+
+
+def test_a_trial_added_from_outside_is_no_slot(make_config: MakeConfig, storage_url: str) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    slots.study.enqueue_trial({"lr": 0.1})
+    done = []
+    while (number := finish_next(slots)) is not None:
+        done.append(number)
+    assert done == [0, 1, 2]
+    assert len(slots.records()) == 3
+
+
 CLAIM_AND_HANG = """
 import json, sys, time
 from study.config import StudyConfig

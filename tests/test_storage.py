@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from study.config import SearchConfig, StudyConfig
-from study.storage import StorageError, exclusive, open_storage, redact
+from study.config import SearchConfig, StudyConfig, redact
+from study.storage import StorageError, exclusive, open_storage
 from tests.postgres import PASSWORD, Postgres
 
 MakeConfig = Callable[..., StudyConfig]
@@ -89,7 +89,7 @@ def test_a_wrong_password_is_not_shown(make_config: MakeConfig, postgres: Postgr
 
 
 def test_looking_at_a_study_creates_no_database(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="no study was started here yet"):
         open_storage(make_config().study, create=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -117,7 +117,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_continues(
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 128 + number, errors
-    assert "continue with the same command" in errors
+    assert "stopped; continue with: deepfake-study run" in errors
     status = folder.json("status")
     assert status["slots"]["running"] == 0
     assert status["slots"]["failed"] == 0
@@ -161,6 +161,6 @@ def test_new_begins_a_fresh_study_beside_the_old_one(tmp_path: Path) -> None:
     before = folder.json("status")
     done = folder.run("run", "--new")
     assert done.returncode == 0, done.stderr
-    assert "new study 'sample-2'" in done.stderr
+    assert "study 'sample-2': 3 of 3 slots to run" in done.stderr
     assert folder.json("status") == before
     assert folder.json("status", "--set", "name=sample-2")["slots"]["complete"] == 3

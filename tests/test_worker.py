@@ -30,7 +30,7 @@ def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Study
         f"data.annotations=[{tmp_path}/photos/Train_poly.json]",
         f"data.photos_dir={tmp_path}/photos",
         f"data.work_dir={tmp_path}/faces",
-        "train.image_size={cnn: 32, mobilenet_v2: 32}",
+        "train.image_size={cnn: 32, mobilenet_v2: 33}",
         "train.max_epochs=1",
         "study.n_trials=3",
         "study.max_failed=3",
@@ -133,6 +133,7 @@ def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
     assert "slot 0 is another worker's" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_real_trial_leaves_no_checkpoint_behind(config: StudyConfig) -> None:
     records = work(config, CPU, StopSignal(second_exits=False))
     assert [record.state for record in records] == ["complete"] * 3
