@@ -134,6 +134,7 @@ def test_a_photo_outside_its_folder_is_refused(folder: Folder, refused: Refused)
     assert written(folder) == set()
 
 
+@pytest.mark.slow
 def test_an_unreachable_database_is_said_without_its_password(
     folder: Folder, refused: Refused
 ) -> None:

@@ -213,6 +213,7 @@ def test_cutting_again_keeps_whole_crops_and_makes_only_what_is_missing(tmp_path
     assert second.dropped.equals(first.dropped)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_as_one_and_count_photos(tmp_path):
     table = read_faces([draw_set(tmp_path, n_photos=40)])
     crops_dir, alone = cut(table, tmp_path)

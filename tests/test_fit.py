@@ -533,7 +533,11 @@ def test_a_run_stopped_after_each_of_its_epochs_in_turn_gives_the_same_curve(tmp
 
 @pytest.mark.parametrize(
     "variant",
-    ["cnn", "mobilenet_v2_finetuned", pytest.param("mobilenet_v2_frozen", marks=pytest.mark.slow)],
+    [
+        "cnn",
+        pytest.param("mobilenet_v2_finetuned", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2_frozen", marks=pytest.mark.slow),
+    ],
 )
 def test_each_variant_resumes_bit_for_bit(tmp_path, variant):
     path = tmp_path / "slot.pt"
