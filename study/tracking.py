@@ -115,9 +115,10 @@ class Tracker:
             before = self.tags(run_id)
             if "reason" in before:  # of an earlier attempt
                 self.client.delete_tag(run_id, "reason")
-            there, here = before.get("hardware"), tags.get("hardware")
-            if there and here and here not in there.split(" + "):
-                tags["hardware"] = f"{there} + {here}"  # no single machine's: equal bits of none
+            if "hardware" in before and "hardware" in tags:
+                # two machines' name is no single one's: nobody expects equal bits then
+                machines = [*before["hardware"].split(" + "), tags["hardware"]]
+                tags["hardware"] = " + ".join(dict.fromkeys(machines))
         logged = {metric.step for metric in self.client.get_metric_history(run_id, "val_loss")}
         run = SlotRun(self.client, run_id, logged)
         settings = train.model_dump(mode="json", exclude={"image_size"})

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -192,3 +193,21 @@ class TestMlflowUi:
 def open_runs(driver: Chrome, url: str) -> None:
     """The study's runs, at the address that the command prints."""
     open_page(driver, url, "document.body.innerText.includes('baseline cnn')")
+
+
+def test_the_ui_ends_with_its_command_and_leaves_no_server(small_study: Folder) -> None:
+    ui = subprocess.Popen(
+        small_study.command("ui", "--port", "0"),
+        cwd=small_study.path,
+        env={**small_study.env, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert ui.stdout is not None
+    found = re.search(r"127\.0\.0\.1:(\d+)", ui.stdout.readline())
+    assert found
+    ui.send_signal(signal.SIGTERM)  # to it alone
+    assert ui.wait(30) == 128 + signal.SIGTERM
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(found[1]))) != 0

@@ -114,6 +114,22 @@ def test_an_attempt_after_a_crash_continues_the_run_without_a_doubled_epoch(slot
     assert client(slots).get_run(second.run_id).data.tags["attempt"] == "1"
 
 
+def test_a_slot_trained_on_two_machines_names_both_so_that_no_equal_bits_are_expected(
+    slots: Slots,
+) -> None:
+    tracker = Tracker(slots.config, slots)
+    run_id = ""
+    for machine, shown in (("a", "a"), ("b", "a + b"), ("a", "a + b")):
+        slot = slots.claim("host:1")
+        assert slot is not None
+        train = slots.config.train_config(
+            suggest(slot.trial, slots.config.space), fixed=slot.fixed
+        )
+        run_id = tracker.open_run(slot, train, {"hardware": machine}).run_id
+        assert tracker.tags(run_id)["hardware"] == shown
+        slots.free(slot)
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import prepare
 from study import worker
-from study.config import StudyConfig
+from study.config import StudyConfig, TrackingError
 from study.objective import Outcome
 from study.slots import Slot, join
 from study.worker import Stopped, StopSignal, TooManyFailed, pick_device, set_up, work
@@ -109,6 +109,22 @@ def test_a_stopped_worker_frees_its_slot_and_leaves_its_run_scheduled(
         work(config, CPU, StopSignal(second_exits=False))
     assert [record.state for record in join(config).records()] == ["waiting"] * 3
     assert statuses(config) == {"0": "SCHEDULED"}
+
+
+def test_an_mlflow_outage_costs_no_slot_an_attempt(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outages = iter(range(3))  # more than max_attempts
+
+    def give(slot: Slot) -> Outcome:
+        if next(outages, None) is not None:
+            raise TrackingError("tracking.uri: http://127.0.0.1:1: refused")
+        return Outcome("complete", 0.5)
+
+    monkeypatch.setattr(worker, "TRACKING_PAUSE_S", 0.01)
+    outcomes(monkeypatch, give)
+    records = work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in records] == ["complete"] * 3
 
 
 def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
