@@ -62,12 +62,11 @@ def test_six_workers_on_an_empty_folder_finish_twelve_slots_exactly(tmp_path: Pa
 def test_workers_started_before_the_data_wait_for_it(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 24, "study.n_trials=3", "train.max_epochs=1")
     worker = folder.start("worker")
-    time.sleep(5)
-    assert worker.poll() is None
+    assert worker.stderr is not None
+    assert "waiting: " in worker.stderr.readline()
     assert folder.call("prepare").returncode == 0
     _, errors = worker.communicate(timeout=200)
     assert worker.returncode == 0, errors
-    assert "waiting: " in errors
 
 
 LONG = ("study.n_trials=3", "train.max_epochs=6", "study.prune_patience=5")
