@@ -176,3 +176,19 @@ def test_a_baseline_is_trained_in_fp32_whatever_the_others_are(make_config: Make
     params = Hyperparameters(variant="cnn", lr=1e-3, weight_decay=0, dropout=0.5)
     assert config.train_config(params, fixed=True).precision == "fp32"
     assert config.train_config(params, fixed=False).precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study=postgresql://me:c4nary@host/db",
+        "tracking.uri=postgresql://me:c4nary@host/db",
+        "name=postgresql://me:c4nary@host/db",
+    ],
+)
+def test_a_url_put_in_the_wrong_place_does_not_show_its_password(
+    override: str, make_config: MakeConfig
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(override)
+    assert "c4nary" not in str(caught.value)

@@ -107,6 +107,8 @@ def test_a_folder_that_cannot_be_written_is_named(make_config: MakeConfig) -> No
         ("postgresql+psycopg://me:se@cret@host/db", "postgresql+psycopg://***@host/db"),
         ("postgresql+psycopg://host/db?password=secret", "postgresql+psycopg://host/db"),
         ("sqlite:////data/study.db", "sqlite:////data/study.db"),
+        ("postgresql+psycopg:/me:secret@host/db", "postgresql+psycopg:/***@host/db"),
+        ("postgresql:me:secret@host/db", "postgresql:***@host/db"),
     ],
 )
 def test_a_redacted_url_says_where_and_never_who(url: str, shown: str) -> None:
