@@ -129,6 +129,18 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> 
     assert folder.json("status")["slots"]["complete"] == 3
 
 
+def test_a_worker_told_to_end_frees_its_slot(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 24, *LONG)
+    assert folder.call("prepare").returncode == 0
+    worker = folder.start("worker", "--device", "cpu")
+    wait_for(lambda: len(checkpoints(folder)) > 0)
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 128 + signal.SIGTERM, errors
+    slots = folder.json("status")["slots"]
+    assert (slots["running"], slots["failed"]) == (0, 0)
+
+
 def test_a_worker_that_dies_is_replaced_and_its_slot_finished(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 24, *LONG)
     run = folder.start("run")
