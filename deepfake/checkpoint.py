@@ -1,70 +1,108 @@
-"""One file that a training continues from: whole or absent, and hashed."""
+"""The files that a training continues from: whole or absent, hashed, the one before kept."""
 
 import hashlib
 import io
 import logging
 import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deepfake.config import UserError
+
 log = logging.getLogger(__name__)
 
+KEPT = 2  # the newest, and the one before in case it is damaged
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_NAME = re.compile(r"e(\d{4,})\.a(\d+)\.pt")
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write state (tensors and plain types), its sha256 at the end; the one before is kept.
+class CheckpointError(UserError):
+    """A checkpoint can't be written."""
 
-    A crash at any moment leaves the new one or the one before, never a torn file.
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one training, in a folder that all who may continue it share.
+
+    A file is named by the last epoch in it and the attempt that wrote it: one that was given up
+    and comes back late never writes over a newer one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    with partial.open("w+b") as file:
-        torch.save(state, file)
-        file.seek(0)
-        # in the file, not beside it: two files can't be renamed at once
-        file.write(hashlib.file_digest(file, "sha256").digest())
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        path.replace(_before(path))
-    partial.replace(path)
 
+    folder: Path
+    attempt: int = 0
+    damaged: list[str] = field(default_factory=list)  # names of those that load() passed over
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state, or that of the one before if this one is damaged, or None if neither is whole.
+    def save(self, epoch: int, state: dict[str, Any]) -> None:
+        """Write state (tensors and plain types), its sha256 at the end; older ones are removed.
 
-    What holds more than tensors and plain types counts as damaged: none of its code is run.
-    """
-    for candidate in (path, _before(path)):
-        if not candidate.exists():
-            continue
-        content = memoryview(candidate.read_bytes())
-        body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-        # a flipped byte in a weight loads silently: only the digest shows it
-        if hashlib.sha256(body).digest() == digest:
+        A crash at any moment leaves a whole file or none. Raises CheckpointError.
+        """
+        path = self.folder / f"e{epoch:04d}.a{self.attempt}.pt"
+        partial = path.with_suffix(".partial")
+        content = io.BytesIO()
+        torch.save(state, content)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                # in the file, not beside it: two files can't be renamed at once
+                file.write(hashlib.sha256(content.getbuffer()).digest())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            for old in self._newest_first()[KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            with suppress(OSError):  # what can't be written may not be there to be removed
+                partial.unlink()
+            raise CheckpointError(
+                f"{path}: the checkpoint can't be written: {error.strerror}; make room, or name "
+                "another folder in study.checkpoints_dir"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest whole state; None if there is none.
+
+        A damaged file is set aside as *.damaged and named in damaged. What holds more than
+        tensors and plain types counts as damaged: none of its code is run.
+        """
+        for path in self._newest_first():
             try:
-                state: dict[str, Any] = torch.load(
-                    io.BytesIO(body), map_location="cpu", weights_only=True
-                )
-            except Exception:  # pickle's and torch's own kinds
-                log.exception("%s can't be loaded", candidate)
-            else:
+                content = path.read_bytes()
+            except FileNotFoundError:  # a later attempt has removed it
+                continue
+            state = _loaded(path, content)
+            if state is not None:
                 return state
-        log.warning("%s is damaged: going back to the one before it", candidate)
-    return None
+            log.warning("%s is damaged: going back to the one before it", path)
+            self.damaged.append(path.name)
+            with suppress(FileNotFoundError):  # another worker has found it too
+                path.replace(path.with_suffix(".damaged"))
+        return None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("e*.pt")]
+        named = [(int(m[1]), int(m[2]), path) for m, path in found if m]
+        return [path for *_, path in sorted(named, reverse=True)]
 
 
-def remove_checkpoint(path: Path) -> None:
-    for kept in (path, _before(path), _partial(path)):
-        kept.unlink(missing_ok=True)
-
-
-def _before(path: Path) -> Path:
-    return path.with_suffix(".before" + path.suffix)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_suffix(".partial")
+def _loaded(path: Path, content: bytes) -> dict[str, Any] | None:
+    body, digest = memoryview(content)[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    # a flipped byte in a weight loads silently: only the digest shows it
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception:  # pickle's and torch's own kinds
+        log.exception("%s can't be loaded", path)
+        return None
+    return state

@@ -1,11 +1,11 @@
 """The training loop: Adam, plateau, early stopping, best weights, a state to continue from."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,7 +14,6 @@ from torch.nn import functional
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from deepfake.checkpoint import load_checkpoint, save_checkpoint
 from deepfake.config import ConfigError, TrainConfig
 from deepfake.metrics import accuracy, cross_entropy, predict
 from deepfake.seeds import derive_seed
@@ -111,14 +110,16 @@ def fit(
     device: torch.device,
     on_epoch: Callable[[EpochStats], bool],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
-    checkpoint: Path | None = None,
+    resume: dict[str, Any] | None = None,
+    save: Callable[[int, dict[str, Any]], None] = lambda epoch, state: None,
 ) -> FitResult:
     """Train until max_epochs, the early stop, a non-finite loss, or until on_epoch says False.
 
     The curve depends on build, data, config, seed, device and torch.get_num_threads() alone.
-    checkpoint: written after each epoch, before on_epoch; if it is there, training continues
-    behind its last epoch, and on_epoch first sees the epochs of its history again (only its
-    answer to the last one counts). on_batch (done, total) may raise to drop the epoch.
+    save (epoch, state) is called after each epoch, before on_epoch. With a state it was given as
+    resume, training continues behind that epoch, and on_epoch first sees the epochs of its
+    history again (only its answer to the last one counts). on_batch (done, total), of an epoch's
+    training and validation batches, may raise to drop the epoch.
     """
     set_precision(config, device)
     torch.manual_seed(derive_seed(seed, _INIT))
@@ -128,7 +129,7 @@ def fit(
     scheduler = ReduceLROnPlateau(
         optimizer, factor=config.lr_factor, patience=config.lr_patience, threshold=1e-4
     )
-    progress = _restore(checkpoint, model, optimizer, scheduler)
+    progress = _restore(resume, model, optimizer, scheduler)
     verdicts = [on_epoch(stats) for stats in progress.history]
     go_on = verdicts[-1] if verdicts else True
 
@@ -136,10 +137,11 @@ def fit(
         epoch = len(progress.history)
         started = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
+        tick = _ticks(train, val, config, on_batch)
         train_loss, train_accuracy = train_one_epoch(
-            model, train, optimizer, config, derive_seed(seed, epoch), device, on_batch
+            model, train, optimizer, config, derive_seed(seed, epoch), device, tick
         )
-        logits = evaluate(model, val, config, device)
+        logits = evaluate(model, val, config, device, tick)
         val_loss = cross_entropy(logits, val.labels)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             ended = "diverged"
@@ -161,8 +163,7 @@ def fit(
             best_val_loss=val_loss if improved or best is None else best.val_loss,
         )
         progress.add(stats, model, logits)
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, _state(progress, model, optimizer, scheduler))
+        save(epoch, _state(progress, model, optimizer, scheduler))
         go_on = on_epoch(stats)
 
     return progress.result(ended)
@@ -175,16 +176,18 @@ def train_one_epoch(
     config: TrainConfig,
     seed: int,
     device: torch.device,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """One pass over the training faces; its loss and accuracy, both means over faces."""
+    """One pass over the training faces; its loss and accuracy, both means over faces.
+
+    tick is called after each batch.
+    """
     torch.manual_seed(seed)  # dropout
     order = torch.Generator().manual_seed(seed)
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    total = math.ceil(len(feed) / config.batch_size)
-    for done, (images, labels) in enumerate(feed.batches(config.batch_size, device, order), 1):
+    for images, labels in feed.batches(config.batch_size, device, order):
         optimizer.zero_grad(set_to_none=True)
         with autocast(config, device):
             logits = model(images)
@@ -193,19 +196,36 @@ def train_one_epoch(
         optimizer.step()
         loss_sum += loss.detach().double() * len(labels)
         correct += (predict(logits.detach()) == labels).sum()
-        on_batch(done, total)
+        tick()
     return loss_sum.item() / len(feed), correct.item() / len(feed)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, feed: Feed, config: TrainConfig, device: torch.device) -> Tensor:
+def evaluate(
+    model: nn.Module,
+    feed: Feed,
+    config: TrainConfig,
+    device: torch.device,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
     """The logits (N, 2) of a feed in its own order, float32 on the CPU."""
     model.eval()
     logits = []
     for images, _ in feed.batches(config.batch_size * EVAL_BATCHES, device):
         with autocast(config, device):
             logits.append(model(images).float())
+        tick()
     return torch.cat(logits).cpu()
+
+
+def _ticks(
+    train: Feed, val: Feed, config: TrainConfig, on_batch: Callable[[int, int], None]
+) -> Callable[[], None]:
+    """Counts the batches of one epoch, and hands each to on_batch."""
+    total = math.ceil(len(train) / config.batch_size)
+    total += math.ceil(len(val) / (config.batch_size * EVAL_BATCHES))
+    done = itertools.count(1)
+    return lambda: on_batch(next(done), total)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
@@ -246,9 +266,11 @@ def _state(
 
 
 def _restore(
-    checkpoint: Path | None, model: nn.Module, optimizer: Adam, scheduler: ReduceLROnPlateau
+    state: dict[str, Any] | None,
+    model: nn.Module,
+    optimizer: Adam,
+    scheduler: ReduceLROnPlateau,
 ) -> _Progress:
-    state = load_checkpoint(checkpoint) if checkpoint is not None else None
     if state is None:
         return _Progress()
     model.load_state_dict(state["model"])

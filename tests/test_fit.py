@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake.checkpoint import load_checkpoint
+from deepfake.checkpoint import Checkpoints
 from deepfake.config import ConfigError, ImageSize, TrainConfig
 from deepfake.fit import EpochStats, evaluate, fit, set_precision, train_one_epoch
 from deepfake.metrics import cross_entropy
@@ -94,6 +94,29 @@ def assert_same(result, expected):
 
 class Stop(Exception):
     """What a signal raises out of on_batch or on_epoch."""
+
+
+def stop_after(epoch):
+    """An on_epoch that raises Stop at the end of that epoch."""
+
+    def on_epoch(stats):
+        if stats.epoch == epoch:
+            raise Stop
+        return True
+
+    return on_epoch
+
+
+def from_checkpoint(folder):
+    """What makes a run continue from the checkpoints in a folder, and write them."""
+    files = Checkpoints(folder)
+    return {"resume": files.load(), "save": files.save}
+
+
+def epochs_in(folder):
+    """How many epochs the newest checkpoint holds."""
+    state = Checkpoints(folder).load()
+    return 0 if state is None else len(state["history"])
 
 
 # the same seed, the same curve
@@ -284,10 +307,14 @@ def test_evaluate_gives_the_same_logits_whatever_the_batch():
     assert not model.training
 
 
-def test_on_batch_counts_every_training_batch():
+# 14 faces to train, 9 to validate, in batches four times as large:
+# 4 + 4 + 4 + 2 and 9; seven of 2, 8 and 1; one of 14 and one of 9
+@pytest.mark.parametrize(("batch_size", "total"), [(4, 5), (2, 9), (100, 2)])
+def test_on_batch_counts_every_training_and_validation_batch_of_an_epoch(batch_size, total):
     seen = []
-    run(config_of(max_epochs=2), on_batch=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2  # 14 faces: 4 + 4 + 4 + 2
+    config = config_of(max_epochs=2, batch_size=batch_size)
+    run(config, on_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, total) for done in range(1, total + 1)] * 2
 
 
 def test_the_speed_is_training_faces_over_seconds():
@@ -337,7 +364,7 @@ class Scripted(nn.Module):
         return torch.tensor([[0.0, score]]).repeat(len(images), 1)
 
 
-def script(losses, *, on_epoch=lambda stats: True, train_loss=None, checkpoint=None, **settings):
+def script(losses, *, on_epoch=lambda stats: True, train_loss=None, checkpoints=None, **settings):
     """fit with these validation losses."""
     val = Feed(torch.zeros(6, 3, 4, 4), torch.zeros(6, dtype=torch.int64))
     return fit(
@@ -348,7 +375,7 @@ def script(losses, *, on_epoch=lambda stats: True, train_loss=None, checkpoint=N
         seed=0,
         device=CPU,
         on_epoch=on_epoch,
-        checkpoint=checkpoint,
+        **(from_checkpoint(checkpoints) if checkpoints else {}),
     )
 
 
@@ -482,53 +509,64 @@ def test_a_first_epoch_that_diverges_leaves_no_best():
 @pytest.mark.parametrize("where", ["on_epoch", "on_batch"])
 @pytest.mark.parametrize("epoch", range(4))
 def test_a_run_resumed_after_any_epoch_gives_the_same_curve_bit_for_bit(tmp_path, epoch, where):
-    path = tmp_path / "slot.pt"
     whole = run()
     batches = []
 
     def stop_in_batch(done, total):
         batches.append(done)
-        if where == "on_batch" and len(batches) == epoch * 4 + 2:
+        if where == "on_batch" and len(batches) == epoch * 5 + 2:
             raise Stop
 
-    def stop_after_epoch(stats):
-        if where == "on_epoch" and stats.epoch == epoch:
-            raise Stop
-        return True
-
+    on_epoch = stop_after(epoch) if where == "on_epoch" else None
     with pytest.raises(Stop):
-        run(on_epoch=stop_after_epoch, on_batch=stop_in_batch, checkpoint=path)
+        run(on_epoch=on_epoch, on_batch=stop_in_batch, **from_checkpoint(tmp_path))
     kept = epoch + (where == "on_epoch")  # the partial epoch alone is lost
-    saved = load_checkpoint(path)
-    assert (0 if saved is None else len(saved["history"])) == kept
+    assert epochs_in(tmp_path) == kept
 
     seen, trained = [], []
     torch.manual_seed(99)
     resumed = run(
         on_epoch=lambda stats: seen.append(stats) or True,
         on_batch=lambda done, total: trained.append(done),
-        checkpoint=path,
+        **from_checkpoint(tmp_path),
     )
     assert_same(resumed, whole)
     assert curve(seen) == curve(whole.history)  # the replayed epochs first, each once
-    assert len(trained) == (4 - kept) * 4
+    assert trained == [1, 2, 3, 4, 5] * (4 - kept)
+
+
+# 14 faces in batches of 2: seven; 9 in batches of 8: the eighth and the ninth
+@pytest.mark.parametrize("batch", [8, 9])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_stop_in_a_validation_batch_drops_the_epoch(tmp_path, epoch, batch):
+    config = config_of(batch_size=2)
+    whole = run(config)
+    told, files = [], Checkpoints(tmp_path)
+
+    def stop_in_validation(done, total):
+        if (len(told), done) == (epoch, batch):
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(
+            config,
+            on_epoch=lambda stats: told.append(stats.epoch) or True,
+            on_batch=stop_in_validation,
+            save=files.save,
+        )
+    assert told == list(range(epoch))
+    assert epochs_in(tmp_path) == epoch
+    assert_same(run(config, **from_checkpoint(tmp_path)), whole)
 
 
 def test_a_run_stopped_after_each_of_its_epochs_in_turn_gives_the_same_curve(tmp_path):
-    path = tmp_path / "slot.pt"
     config = config_of(max_epochs=6, lr=0.1, lr_patience=0)
     whole = run(config)
     assert len({stats.lr for stats in whole.history}) > 1  # the plateau's count is restored too
-
-    def stop(stats, epoch):
-        if stats.epoch == epoch:
-            raise Stop
-        return True
-
     for epoch in range(6):
         with pytest.raises(Stop):
-            run(config, on_epoch=lambda stats, epoch=epoch: stop(stats, epoch), checkpoint=path)
-    assert_same(run(config, checkpoint=path), whole)
+            run(config, on_epoch=stop_after(epoch), **from_checkpoint(tmp_path))
+    assert_same(run(config, **from_checkpoint(tmp_path)), whole)
 
 
 @pytest.mark.parametrize(
@@ -540,83 +578,75 @@ def test_a_run_stopped_after_each_of_its_epochs_in_turn_gives_the_same_curve(tmp
     ],
 )
 def test_each_variant_resumes_bit_for_bit(tmp_path, variant):
-    path = tmp_path / "slot.pt"
     config = config_of(variant, max_epochs=2, batch_size=8)
 
     def build():
         return build_model(config, None)
 
-    def stop(stats):
-        if stats.epoch == 0:
-            raise Stop
-        return True
-
     whole = run(config, build, side=32)
     with pytest.raises(Stop):
-        run(config, build, on_epoch=stop, side=32, checkpoint=path)
-    assert_same(run(config, build, side=32, checkpoint=path), whole)
+        run(config, build, on_epoch=stop_after(0), side=32, **from_checkpoint(tmp_path))
+    assert epochs_in(tmp_path) == 1
+    assert_same(run(config, build, side=32, **from_checkpoint(tmp_path)), whole)
 
 
 def test_a_finished_run_started_again_trains_nothing_and_says_the_same(tmp_path):
-    path = tmp_path / "slot.pt"
-    whole = run(checkpoint=path)
-    seen, trained = [], []
+    whole = run(**from_checkpoint(tmp_path))
+    seen, trained, saved = [], [], []
     again = run(
         on_epoch=lambda stats: seen.append(stats.epoch) or True,
         on_batch=lambda done, total: trained.append(done),
-        checkpoint=path,
+        resume=Checkpoints(tmp_path).load(),
+        save=lambda epoch, state: saved.append(epoch),
     )
     assert_same(again, whole)
     assert seen == [0, 1, 2, 3]
-    assert trained == []
+    assert trained == saved == []
 
 
 def test_a_damaged_checkpoint_costs_one_epoch_and_changes_nothing(tmp_path):
-    path = tmp_path / "slot.pt"
-
-    def stop(stats):
-        if stats.epoch == 2:
-            raise Stop
-        return True
-
     with pytest.raises(Stop):
-        run(on_epoch=stop, checkpoint=path)
-    content = bytearray(path.read_bytes())
+        run(on_epoch=stop_after(2), **from_checkpoint(tmp_path))
+    newest = tmp_path / "e0002.a0.pt"
+    content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    newest.write_bytes(content)
     trained = []
-    resumed = run(checkpoint=path, on_batch=lambda done, total: trained.append(done))
+    resumed = run(on_batch=lambda done, total: trained.append(done), **from_checkpoint(tmp_path))
     assert_same(resumed, run())
-    assert len(trained) == 2 * 4
+    assert trained == [1, 2, 3, 4, 5] * 2
 
 
 def test_on_resume_only_the_answer_to_the_last_replayed_epoch_counts(tmp_path):
-    path = tmp_path / "slot.pt"
     losses = [0.7, 0.6, 0.5, 0.4, 0.3]
-    script(losses, max_epochs=3, checkpoint=path)
-    ended = script(losses, on_epoch=lambda stats: stats.epoch != 2, checkpoint=path)
+    script(losses, max_epochs=3, checkpoints=tmp_path)
+    ended = script(losses, on_epoch=lambda stats: stats.epoch != 2, checkpoints=tmp_path)
     assert (ended.ended, len(ended.history)) == ("on_epoch", 3)
-    went_on = script(losses, on_epoch=lambda stats: stats.epoch not in (0, 1), checkpoint=path)
+    not_the_first = lambda stats: stats.epoch not in (0, 1)  # noqa: E731
+    went_on = script(losses, on_epoch=not_the_first, checkpoints=tmp_path)
     assert (went_on.ended, len(went_on.history)) == ("max_epochs", 5)
 
 
-def test_the_checkpoint_is_written_before_on_epoch_is_told(tmp_path):
-    path = tmp_path / "slot.pt"
-    seen = []
+def test_each_epoch_is_saved_once_and_before_on_epoch_is_told(tmp_path):
+    told, files = [], Checkpoints(tmp_path)
+
+    def save(epoch, state):
+        told.append(("saved", epoch))
+        files.save(epoch, state)
 
     def on_epoch(stats):
-        seen.append(len(load_checkpoint(path)["history"]))
+        told.append(("told", epochs_in(tmp_path) - 1))
         return True
 
-    run(on_epoch=on_epoch, checkpoint=path)
-    assert seen == [1, 2, 3, 4]
+    run(on_epoch=on_epoch, save=save)
+    assert told == [(what, epoch) for epoch in range(4) for what in ("saved", "told")]
 
 
 def test_a_diverged_run_diverges_again_from_its_checkpoint(tmp_path):
-    path = tmp_path / "slot.pt"
     for _ in range(2):
-        result = script([0.7, 0.5, math.nan], max_epochs=9, checkpoint=path)
+        result = script([0.7, 0.5, math.nan], max_epochs=9, checkpoints=tmp_path)
         assert (result.ended, len(result.history), result.best.epoch) == ("diverged", 2, 1)
+    assert epochs_in(tmp_path) == 2  # what diverged is in no checkpoint
 
 
 # precision
@@ -693,7 +723,6 @@ def test_one_epoch_reports_its_loss_in_training_mode_before_each_step():
 
 
 def test_stats_survive_the_way_through_a_checkpoint(tmp_path):
-    path = tmp_path / "slot.pt"
-    result = run(checkpoint=path)
-    saved = [EpochStats(**stats) for stats in load_checkpoint(path)["history"]]
+    result = run(**from_checkpoint(tmp_path))
+    saved = [EpochStats(**stats) for stats in Checkpoints(tmp_path).load()["history"]]
     assert saved == result.history  # the clock too
