@@ -1,95 +1,247 @@
 """The only module that opens the Optuna storage: SQLite made safe for many writers, PostgreSQL."""
 
-import re
-import sqlite3
+import functools
+import itertools
+import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from deepfake.config import UserError
 from study.config import SearchConfig, redact
+from study.database import engine_kwargs, exclusive, has_tables, make_sqlite_safe, reason_of
+from study.outage import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
 
-SQLITE_BUSY_S = 60  # a writer waits this long for another's transaction
-_ADVISORY_LOCK = 0x6465_6570  # any constant: one lock for all that create or repair
-_OPEN_TIMEOUT_S = 10
+T = TypeVar("T")
 
 
-class StorageError(UserError):
-    """The study database can't be opened."""
+class Storage(RDBStorage):
+    """Optuna's storage, each of whose calls outlives an outage of the database.
+
+    A call whose answer was lost is settled, not repeated blindly: claims carry a token, a slot's
+    trial is added only if it is not there, a state that was told is recognised; everything else
+    writes the same value again. After OUTAGE_S a call raises StorageAway.
+    """
+
+    def __init__(
+        self, search: SearchConfig, patience: Patience, *, skip_table_creation: bool
+    ) -> None:
+        url = search.storage.get_secret_value()
+        super().__init__(
+            url,
+            engine_kwargs=engine_kwargs(url),
+            heartbeat_interval=search.heartbeat_s,
+            grace_period=search.lease_s,
+            skip_table_creation=skip_table_creation,
+        )
+        self.patience = patience
+        if self.engine.dialect.name == "sqlite":
+            # an engine with events of our own can't be given to RDBStorage: they join here
+            make_sqlite_safe(self.engine)
+
+    def claim(self, trial_id: int, worker: str, token: str) -> bool:
+        """Make a waiting trial this worker's, with its first heartbeat; False if it is another's.
+
+        One transaction: a worker killed at any moment leaves it waiting, or with its name on it.
+        token: new for each claim; a second try recognises the first by it.
+        """
+
+        def write() -> bool:
+            with _create_scoped_session(self.scoped_session) as session:
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                if trial.state == TrialState.RUNNING:
+                    mine = models.TrialUserAttributeModel.find_by_trial_and_key(
+                        trial, "claim", session
+                    )
+                    return mine is not None and str(mine.value_json) == json.dumps(token)
+                if trial.state != TrialState.WAITING:
+                    return False
+                trial.state = TrialState.RUNNING
+                trial.datetime_start = datetime.now()
+                for key, value in (("worker", worker), ("claim", token)):
+                    self._set_trial_attr_without_commit(
+                        session, models.TrialUserAttributeModel, trial_id, key, value
+                    )
+                _beat(session, trial_id)
+            return True
+
+        return self._outlive(write)
+
+    def beat(self, trial_id: int) -> bool:
+        """Prolong the lease by the database's clock; False if the trial is over."""
+
+        def write() -> bool:
+            with _create_scoped_session(self.scoped_session) as session:
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
+                if trial.state != TrialState.RUNNING:
+                    return False
+                _beat(session, trial_id)
+            return True
+
+        return self._outlive(write)
+
+    def add_slot_trial(self, study_id: int, trial: FrozenTrial) -> None:
+        """Add a waiting trial, unless one of the same slot and attempt is there."""
+        wanted = {key: json.dumps(trial.user_attrs[key]) for key in ("slot", "attempt")}
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                same = session.query(models.TrialModel.trial_id).filter_by(study_id=study_id)
+                for key, value in wanted.items():
+                    attributes = models.TrialModel.user_attributes
+                    same = same.filter(attributes.any(key=key, value_json=value))
+                if same.first() is None:
+                    self._get_prepared_new_trial(study_id, trial, session)
+
+        self._outlive(write)
+
+    def set_study_attr_once(self, study_id: int, key: str, value: Any) -> Any:
+        """The study's attribute: value if it had none, else what it has."""
+
+        def write() -> Any:
+            with _create_scoped_session(self.scoped_session) as session:
+                model = models.StudyUserAttributeModel
+                study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                known = model.find_by_study_and_key(study, key, session)
+                if known is not None:
+                    return json.loads(str(known.value_json))
+                session.add(model(study_id=study_id, key=key, value_json=json.dumps(value)))
+            return value
+
+        return self._outlive(write)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        tries = itertools.count()
+
+        def write() -> bool:
+            again = next(tries) > 0
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except UpdateFinishedTrialError:
+                # a trial is one worker's: if it ended as we told, the answer to a try was lost
+                if again and RDBStorage.get_trial(self, trial_id).state == state:
+                    return True
+                raise
+
+        return self._outlive(write)
+
+    def _outlive(self, call: Callable[[], T]) -> T:
+        try:
+            return self.patience.call(call, lambda error: reason_of(self.url, error))
+        except StorageAway as error:
+            raise StorageAway(
+                f"study.storage: {redact(self.url)}: {error}; start the command again when it is "
+                "back: nothing is lost"
+            ) from None
 
 
-def open_storage(search: SearchConfig, *, create: bool = True) -> RDBStorage:
+def _beat(session: Session, trial_id: int) -> None:
+    beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+    if beat is None:
+        session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+    else:
+        beat.heartbeat = sqlalchemy.func.current_timestamp()
+
+
+def _outliving(name: str) -> Callable[..., Any]:
+    method = getattr(RDBStorage, name)
+
+    @functools.wraps(method)
+    def outliving(self: Storage, *arguments: Any, **more: Any) -> Any:
+        return self._outlive(lambda: method(self, *arguments, **more))
+
+    return outliving
+
+
+# Reads, and writes that may be repeated because they leave the same. create_new_study, too: Optuna
+# loads a study that is there. Not create_new_trial: slots are added by add_slot_trial.
+for _name in (
+    "create_new_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "_set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial",
+    "get_trial_id_from_study_id_trial_number",
+    "_get_trials",
+    "_get_best_trial_id",
+    "_get_stale_trial_ids",
+):
+    setattr(Storage, _name, _outliving(_name))
+
+
+def open_storage(
+    search: SearchConfig,
+    *,
+    create: bool = True,
+    patient: bool = False,
+    hurried: Callable[[], bool] = lambda: False,
+) -> Storage:
     """The storage of study.storage, its tables created by one process however many open it.
 
-    create=False: an SQLite file must be there. Raises StorageError, which never shows a password.
+    create=False: an SQLite file must be there. patient: wait for a database that is away, as
+    calls do later; else say so at once. hurried: see Patience. Raises StorageError, which never
+    shows a password.
     """
     url = search.storage.get_secret_value()
+    waiting = Patience(OUTAGE_S if patient else 0.0, hurried)
     try:
         if make_url(url).get_backend_name() == "sqlite":
             _check_sqlite_file(url, create)
-        with exclusive(url):
-            # an SQLite of our own events can't be given to RDBStorage: they join below
-            storage = RDBStorage(
-                url,
-                engine_kwargs=_engine_kwargs(url),
-                heartbeat_interval=search.heartbeat_s,
-                grace_period=search.lease_s,
-            )
-            if storage.engine.dialect.name == "sqlite":
-                _make_sqlite_safe(storage.engine)
+        return waiting.call(
+            lambda: _open(search, Patience(OUTAGE_S, hurried)), lambda error: reason_of(url, error)
+        )
     except FileNotFoundError:
         raise StorageError(
             f"no study was started here yet: {redact(url)} is not there; start it with: "
             "deepfake-study run CONFIG"
         ) from None
+    except StorageAway as error:
+        raise StorageError(_cannot_open(url, str(error))) from None
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
-        raise StorageError(_explain(url, error)) from None
+        raise StorageError(_cannot_open(url, reason_of(url, error))) from None
     except RuntimeError as error:  # Optuna's: the schema is another release's
         raise StorageError(
             f"study.storage: {redact(url)}: {' '.join(str(error).split())}"
         ) from None
-    return storage
 
 
-@contextmanager
-def exclusive(url: str) -> Iterator[None]:
-    """One process at a time, on every machine that shares the database; freed when it dies."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        assert parsed.database is not None
-        with FileLock(parsed.database + ".lock"):
-            yield
-        return
-    engine = sqlalchemy.create_engine(url, **_engine_kwargs(url))
+def _open(search: SearchConfig, patience: Patience) -> Storage:
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(_ADVISORY_LOCK)))
-            yield  # the lock ends with the connection
-    finally:
-        engine.dispose()
-
-
-def _engine_kwargs(url: str) -> dict[str, Any]:
-    match make_url(url).get_backend_name():
-        case "sqlite":
-            return {"connect_args": {"timeout": SQLITE_BUSY_S}}
-        case "postgresql":
-            return {"pool_pre_ping": True, "connect_args": {"connect_timeout": _OPEN_TIMEOUT_S}}
-        case other:
-            raise ValueError(f"{other} is neither sqlite nor postgresql+psycopg")
+        if has_tables(search.storage.get_secret_value()):
+            return Storage(search, patience, skip_table_creation=True)
+        with exclusive(search.storage.get_secret_value()):
+            return Storage(search, patience, skip_table_creation=False)
+    except SQLAlchemyError as error:
+        if is_outage(error) and is_final(error):
+            raise ValueError(reason_of(search.storage.get_secret_value(), error)) from None
+        raise
 
 
 def _check_sqlite_file(url: str, create: bool) -> None:
@@ -102,47 +254,8 @@ def _check_sqlite_file(url: str, create: bool) -> None:
         raise FileNotFoundError(database)
 
 
-def _make_sqlite_safe(engine: sqlalchemy.Engine) -> None:
-    """Let claims be atomic: SQLite ignores Optuna's SELECT ... FOR UPDATE.
-
-    Without it, 8 processes ran 18 waiting trials 38 times. BEGIN IMMEDIATE takes the write lock
-    before the state of a trial is read. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
-    """
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def _own_transactions(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # or the driver begins on its own, and too late
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def _lock_first(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections made before the events
-    raw = engine.raw_connection()
-    try:
-        raw.cursor().execute("PRAGMA journal_mode=WAL")  # readers and the writer don't wait
-    finally:
-        raw.close()
-
-
-def _explain(url: str, error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    reason = " ".join(str(getattr(cause, "orig", None) or cause).split()) or type(cause).__name__
-    if isinstance(error, ImportError | sqlalchemy.exc.NoSuchModuleError):
-        reason = "its driver is missing; pip install 'deepfake-study[postgres]'"
-    for part in _secrets(url):
-        reason = reason.replace(part, "***")
+def _cannot_open(url: str, reason: str) -> str:
     return (
-        f"study.storage: {redact(url)} can't be opened ({reason[:300]}); check that the server "
+        f"study.storage: {redact(url)} can't be opened ({reason}); check that the server "
         "runs and that the URL is sqlite:///path or postgresql+psycopg://user@host/database"
     )
-
-
-def _secrets(url: str) -> list[str]:
-    """Pieces of the URL that may be a password, however it was quoted; longest first."""
-    userinfo = re.match(r"[^:]+:/*(.*)@", url)
-    options = re.findall(r"password=([^&]*)", url)
-    pieces = [*re.split(r"[@:/]", userinfo[1]), userinfo[1]] if userinfo else []
-    user = pieces[0] if len(pieces) > 2 else None
-    found = {piece for piece in [*pieces, *options] if len(piece) > 1 and piece != user}
-    return sorted(found, key=len, reverse=True)

@@ -2,16 +2,25 @@
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages._rdb import storage as optuna_rdb
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
+from study import storage as own_storage
 from study.config import SearchConfig, StudyConfig, redact
-from study.storage import StorageError, exclusive, open_storage
+from study.database import exclusive
+from study.outage import StorageError
+from study.storage import Storage, open_storage
 from tests.postgres import PASSWORD, Postgres
 
 MakeConfig = Callable[..., StudyConfig]
@@ -113,3 +122,140 @@ def test_a_folder_that_cannot_be_written_is_named(make_config: MakeConfig) -> No
 )
 def test_a_redacted_url_says_where_and_never_who(url: str, shown: str) -> None:
     assert redact(url) == shown
+
+
+@pytest.fixture
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """lose_answers(n): the next n transactions commit, and the client never hears of it."""
+    left = 0
+    original = optuna_rdb._create_scoped_session
+
+    @contextmanager
+    def losing(*arguments: object) -> Iterator[object]:
+        nonlocal left
+        with original(*arguments) as session:  # type: ignore[arg-type]
+            yield session
+        if left:
+            left -= 1
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    def lose(n: int) -> None:
+        nonlocal left
+        left = n
+
+    monkeypatch.setattr(optuna_rdb, "_create_scoped_session", losing)
+    monkeypatch.setattr(own_storage, "_create_scoped_session", losing)
+    return lose
+
+
+def slot_trial(slot: int, attempt: int = 0) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.WAITING, user_attrs={"slot": slot, "attempt": attempt, "baseline": None}
+    )
+
+
+@pytest.fixture
+def storage(make_config: MakeConfig, storage_url: str) -> Storage:
+    opened = open_storage(make_config(storage=storage_url).study)
+    optuna.create_study(study_name="sample", storage=opened)
+    for slot in range(2):
+        opened.add_slot_trial(1, slot_trial(slot))
+    return opened
+
+
+def test_a_claim_whose_answer_was_lost_is_this_workers_and_nobody_elses(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    lose_answers(1)
+    assert storage.claim(1, "host:1", "token of host 1")
+    assert not storage.claim(1, "host:2", "token of host 2")
+    trial = storage.get_trial(1)
+    assert (trial.state, trial.user_attrs["worker"]) == (TrialState.RUNNING, "host:1")
+
+
+def test_a_slot_added_with_its_answer_lost_is_there_once(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    lose_answers(2)
+    storage.add_slot_trial(1, slot_trial(2))
+    storage.add_slot_trial(1, slot_trial(1, attempt=1))
+    storage.add_slot_trial(1, slot_trial(1))  # is there
+    found = [(t.user_attrs["slot"], t.user_attrs["attempt"]) for t in storage.get_all_trials(1)]
+    assert found == [(0, 0), (1, 0), (2, 0), (1, 1)]
+
+
+def test_an_end_told_with_its_answer_lost_stands(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    storage.claim(1, "host:1", "token")
+    lose_answers(1)
+    assert storage.set_trial_state_values(1, TrialState.COMPLETE, [0.5])
+    assert storage.get_trial(1).value == 0.5
+
+
+def test_an_end_told_too_late_is_refused_though_an_answer_was_lost(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try never arrived, and before the second the slot was given up."""
+    storage.claim(1, "host:1", "token")
+    tell = optuna_rdb.RDBStorage.set_trial_state_values
+    tries = iter([OperationalError("BEGIN", {}, Exception("connection refused"))])
+
+    def first_lost(self: Storage, trial_id: int, state: TrialState, values: object = None) -> bool:
+        if (error := next(tries, None)) is not None:
+            tell(self, trial_id, TrialState.FAIL)  # by another worker
+            raise error
+        return tell(self, trial_id, state, values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(optuna_rdb.RDBStorage, "set_trial_state_values", first_lost)
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_state_values(1, TrialState.COMPLETE, [0.5])
+    assert storage.get_trial(1).state == TrialState.FAIL
+
+
+def test_reports_attributes_and_beats_may_lose_their_answers(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    storage.claim(1, "host:1", "token")
+    for write in (
+        lambda: storage.set_trial_intermediate_value(1, 0, 0.7),
+        lambda: storage.set_trial_user_attr(1, "reason", "none"),
+        lambda: storage.set_study_user_attr(1, "key", "value"),
+        lambda: storage.set_study_attr_once(1, "id", "first"),
+        lambda: storage.beat(1),
+    ):
+        lose_answers(1)
+        write()
+    assert storage.set_study_attr_once(1, "id", "second") == "first"
+    trial = storage.get_trial(1)
+    assert (trial.intermediate_values, trial.user_attrs["reason"]) == ({0: 0.7}, "none")
+    assert storage.get_study_user_attrs(1) == {"key": "value", "id": "first"}
+
+
+def test_a_study_created_with_its_answer_lost_is_there_once(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    lose_answers(1)
+    optuna.create_study(study_name="other", storage=storage, load_if_exists=True)
+    assert [study.study_name for study in storage.get_all_studies()] == ["sample", "other"]
+
+
+def test_a_beat_for_a_trial_that_is_over_says_so(storage: Storage) -> None:
+    storage.claim(1, "host:1", "token")
+    assert storage.beat(1)
+    storage.set_trial_state_values(1, TrialState.FAIL)
+    assert not storage.beat(1)
+    assert not storage.claim(1, "host:1", "token")
+
+
+@pytest.mark.slow
+def test_a_session_keeps_utc_and_loses_a_transaction_that_hangs(
+    make_config: MakeConfig, postgres: Postgres
+) -> None:
+    opened = open_storage(make_config(storage=postgres.new_database()).study)
+    with opened.engine.connect() as connection:
+        for setting, value in (
+            ("timezone", "UTC"),
+            ("idle_in_transaction_session_timeout", "1min"),
+        ):
+            assert connection.execute(text(f"SHOW {setting}")).scalar() == value
