@@ -126,6 +126,7 @@ class SearchConfig(Frozen):
     max_failed: NonNegativeInt = 10  # failed slots; one more ends the study
     heartbeat_s: PositiveInt = 10
     lease_s: PositiveInt = 60  # a worker silent for longer has lost its slot
+    stall_s: PositiveInt = 1800  # a trial without a batch for longer hangs: that attempt failed
 
     @field_validator("storage")
     @classmethod

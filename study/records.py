@@ -49,7 +49,9 @@ class SlotRecord:
         return self.state in ("complete", "pruned", "failed")
 
 
-def record_of(trials: Sequence[FrozenTrial], failed_for_good: bool) -> SlotRecord:
+def record_of(
+    trials: Sequence[FrozenTrial], *, failure: str | None, run_id: str | None
+) -> SlotRecord:
     """The record of a slot from its attempts, oldest first. Between two attempts it is waiting."""
     last = trials[-1]
     attrs = last.user_attrs
@@ -58,13 +60,13 @@ def record_of(trials: Sequence[FrozenTrial], failed_for_good: bool) -> SlotRecor
         seconds = (last.datetime_complete - last.datetime_start).total_seconds()
     return SlotRecord(
         number=attrs["slot"],
-        state=STATE_OF.get(last.state, "failed" if failed_for_good else "waiting"),
+        state=STATE_OF.get(last.state, "failed" if failure else "waiting"),
         baseline=attrs["baseline"],
         attempt=attrs["attempt"],
         params=hyperparameters(last.system_attrs.get("fixed_params", {}) | last.params),
         losses=dict(last.intermediate_values),
-        reason=attrs.get("reason"),
-        run_id=attrs.get("run_id"),
+        reason=failure or attrs.get("reason"),
+        run_id=run_id,
         worker=attrs.get("worker"),
         seconds=seconds,
     )

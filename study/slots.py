@@ -1,28 +1,27 @@
 """The budget as slots: created once, claimed by one worker at a time, finished exactly once."""
 
 import itertools
-import logging
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
 from study.config import StudyConfig, redact
+from study.database import exclusive
 from study.pruner import PeerMedianPruner
 from study.records import SlotRecord, record_of
+from study.silence import Silence
 from study.space import sampler
-from study.storage import exclusive, open_storage
+from study.storage import Storage, open_storage
 
-log = logging.getLogger(__name__)
+MAX_LOST = 5  # killed workers of a slot, without one more epoch: it is the slot that kills them
+_RUN_ID = "run_id:"  # a study attribute a slot: a finished trial takes no more attributes
 
 
 class StudyMismatch(UserError):
@@ -54,18 +53,32 @@ class Slot:
 class Slots:
     """All slots of one study, through one long-lived Optuna study."""
 
-    def __init__(self, config: StudyConfig, storage: RDBStorage, study: optuna.Study) -> None:
+    def __init__(self, config: StudyConfig, storage: Storage, study: optuna.Study) -> None:
         self.config = config
         self._storage = storage
         self.study = study
         self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._silence = Silence(2 * config.study.heartbeat_s)
 
     def records(self) -> list[SlotRecord]:
         """Every slot, by number."""
-        return [record_of(trials, self._failed_for_good(trials)) for trials in self._by_slot()]
+        attributes = self.attributes()
+        return [
+            record_of(
+                trials,
+                failure=self._failure(trials),
+                run_id=attributes.get(f"{_RUN_ID}{trials[-1].user_attrs['slot']}"),
+            )
+            for trials in self._by_slot()
+        ]
 
     def attributes(self) -> dict[str, Any]:
         return self.study.user_attrs
+
+    @property
+    def study_id(self) -> str:
+        """Of this study alone: another of the same name in another database has another."""
+        return str(self.attributes()["id"])
 
     def refuse_other(self, fingerprint: dict[str, Any]) -> None:
         """Raises StudyMismatch if the study was created with other data or settings."""
@@ -74,62 +87,68 @@ class Slots:
     def set_attribute(self, key: str, value: Any) -> None:
         self.study.set_user_attr(key, value)
 
+    def note_run(self, number: int, run_id: str) -> None:
+        """Remember the MLflow run of a slot."""
+        key = f"{_RUN_ID}{number}"
+        if self.attributes().get(key) != run_id:
+            self.set_attribute(key, run_id)
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         with exclusive(self.config.study.storage.get_secret_value()):
             yield
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """In the block a database that is away is said at once: StorageAway."""
+        patience = self._storage.patience
+        limit_s, patience.limit_s = patience.limit_s, 0.0
+        try:
+            yield
+        finally:
+            patience.limit_s = limit_s
 
     def claim(self, worker: str) -> Slot | None:
         """The first waiting slot, now this worker's, or None if none waits."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         ours = [trial for trial in waiting if "slot" in trial.user_attrs]
         for trial in sorted(ours, key=lambda t: (t.user_attrs["slot"], t.number)):
-            # the beat first: a worker killed right behind the claim must be missed too
-            self._storage.record_heartbeat(trial._trial_id)
-            if not self._set_state(trial._trial_id, TrialState.RUNNING):
+            if not self._storage.claim(trial._trial_id, worker, uuid.uuid4().hex):
                 continue
             number, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
             # only ask() and tell() forget the history that TPE reads: without this, each worker
             # would draw at random for ever, from the trials of its first claim
             self.study._thread_local.cached_all_trials = None
             self.study.sampler = sampler(self.config.study.seed, number, attempt)
-            claimed = Trial(self.study, trial._trial_id)
-            claimed.set_user_attr("worker", worker)
-            return Slot(number, attempt, trial.user_attrs["baseline"], claimed)
+            return Slot(
+                number,
+                attempt,
+                trial.user_attrs["baseline"],
+                Trial(self.study, trial._trial_id),
+            )
         return None
 
-    @contextmanager
-    def heartbeat(self, slot: Slot) -> Iterator[None]:
-        """Keeps the lease of a claimed slot while the block runs."""
-        done = threading.Event()
+    def beat(self, slot: Slot) -> None:
+        """Prolong the lease of a claimed slot. Raises SlotLost if it is another's by now."""
+        if not self._storage.beat(slot.trial._trial_id):
+            raise _lost(slot)
 
-        def beat() -> None:
-            while not done.wait(self.config.study.heartbeat_s):
-                try:
-                    self._storage.record_heartbeat(slot.trial._trial_id)
-                except (StorageInternalError, SQLAlchemyError) as error:
-                    log.warning("slot %d: heartbeat failed: %s", slot.number, error)
+    def report(self, slot: Slot, epoch: int, val_loss: float) -> None:
+        """Hand an epoch's loss to the study, once."""
+        if epoch not in self.losses(slot):
+            with _lost_if_finished(slot):
+                slot.trial.report(val_loss, epoch)
 
-        thread = threading.Thread(target=beat, name=f"heartbeat-{slot.number}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def check(self, slot: Slot) -> None:
-        """Raises SlotLost if the slot is another worker's by now."""
-        trial = self._storage.get_trial(slot.trial._trial_id)
-        if trial.state.is_finished():
-            raise SlotLost(f"slot {slot.number}: attempt {slot.attempt} was given up")
+    def losses(self, slot: Slot) -> dict[int, float]:
+        """What was reported for the slot so far, by epoch."""
+        return self._storage.get_trial(slot.trial._trial_id).intermediate_values
 
     def complete(self, slot: Slot, val_loss: float) -> None:
         self._tell(slot, TrialState.COMPLETE, [val_loss])
 
     def prune(self, slot: Slot, reason: str) -> None:
         self._set_attr(slot, "reason", reason)
-        losses = slot.trial.storage.get_trial(slot.trial._trial_id).intermediate_values
+        losses = self.losses(slot)
         # the last report, as Optuna's own tell has it; None if the first epoch diverged
         self._tell(slot, TrialState.PRUNED, [losses[max(losses)]] if losses else None)
 
@@ -152,23 +171,24 @@ class Slots:
 
         Takes back the slots of workers whose lease ran out, by the database's clock.
         """
-        with self.exclusive():
-            for trial_id in self._storage._get_stale_trial_ids(self._study_id):
-                self._set_state(trial_id, TrialState.FAIL)
-            self._fill()
+        stale = self._storage._get_stale_trial_ids(self._study_id)
+        for trial_id in self._silence.confirmed(stale, self._storage.patience.outages):
+            self._give_up(trial_id)
+        self._fill()
 
     def free_worker(self, worker: str) -> None:
         """Take back at once what a worker known to be dead has left running."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get("worker") == worker:
-                self._set_state(trial._trial_id, TrialState.FAIL)
+                self._give_up(trial._trial_id)
         self.repair()
 
     def _fill(self) -> None:
-        """Under exclusive(): add the trials that are missing, for new slots and new attempts."""
+        """Add the trials that are missing, for new slots and new attempts; idempotent."""
         by_slot = self._by_slot()
+        known = {trials[-1].user_attrs["slot"] for trials in by_slot}
         baselines = self.config.baselines.baselines
-        for number in range(len(by_slot), self.config.study.n_trials):
+        for number in sorted(set(range(self.config.study.n_trials)) - known):
             baseline = baselines[number] if number < len(baselines) else None
             self._add(
                 attrs={"slot": number, "attempt": 0, "baseline": baseline and baseline.name},
@@ -176,21 +196,23 @@ class Slots:
             )
         for trials in by_slot:
             last = trials[-1]
-            if last.state == TrialState.FAIL and not self._failed_for_good(trials):
-                attrs = {k: last.user_attrs[k] for k in ("slot", "baseline")}
-                if "run_id" in last.user_attrs:
-                    attrs["run_id"] = last.user_attrs["run_id"]
-                fixed = last.system_attrs.get("fixed_params", {}) | last.params
+            if last.state == TrialState.FAIL and self._failure(trials) is None:
+                attrs = {key: last.user_attrs[key] for key in ("slot", "baseline")}
                 self._add(
                     attrs={**attrs, "attempt": last.user_attrs["attempt"] + 1},
-                    params=fixed,
+                    params=last.system_attrs.get("fixed_params", {}) | last.params,
                     losses=last.intermediate_values,
                 )
 
-    def _failed_for_good(self, trials: Sequence[FrozenTrial]) -> bool:
+    def _failure(self, trials: Sequence[FrozenTrial]) -> str | None:
+        """Why a slot has failed for good; None if it may be tried again, or has not failed."""
         raised = [trial for trial in trials if trial.user_attrs.get("raised")]
         final = any(trial.user_attrs.get("final") for trial in raised)
-        return final or len(raised) >= self.config.study.max_attempts
+        if final or len(raised) >= self.config.study.max_attempts:
+            return str(raised[-1].user_attrs["reason"])
+        if _lost_in_a_row(trials) >= MAX_LOST:
+            return f"its worker died {MAX_LOST} times in a row without one more epoch"
+        return None
 
     def _add(
         self, attrs: dict[str, Any], params: dict[str, Any], losses: dict[int, float] | None = None
@@ -201,7 +223,7 @@ class Slots:
             system_attrs={"fixed_params": params} if params else {},
             intermediate_values=losses or {},
         )
-        self._storage.create_new_trial(self._study_id, template_trial=waiting)  # one transaction
+        self._storage.add_slot_trial(self._study_id, waiting)
 
     def _by_slot(self) -> list[list[FrozenTrial]]:
         slots: dict[int, list[FrozenTrial]] = {}
@@ -218,42 +240,44 @@ class Slots:
         with _lost_if_finished(slot):
             self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
 
-    def _set_state(self, trial_id: int, state: TrialState) -> bool:
-        """False if another process was first."""
-        try:
-            return self._storage.set_trial_state_values(trial_id, state)
-        except UpdateFinishedTrialError:
-            return False
+    def _give_up(self, trial_id: int) -> None:
+        # it may have ended meanwhile
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
-def create_or_join(config: StudyConfig, fingerprint: dict[str, Any]) -> Slots:
+def create_or_join(
+    config: StudyConfig,
+    fingerprint: dict[str, Any],
+    *,
+    patient: bool = False,
+    hurried: Callable[[], bool] = lambda: False,
+) -> Slots:
     """The study of config, created with its slots if it is not there yet.
 
-    Raises StudyMismatch if it was created with other data or settings, naming what differs.
+    Any number of processes may call it at once. patient and hurried: see open_storage. Raises
+    StudyMismatch if it was created with other data or settings, naming what differs.
     """
-    storage = open_storage(config.study)
-    with exclusive(config.study.storage.get_secret_value()):
-        study = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            direction="minimize",
-            pruner=PeerMedianPruner(config.study.prune_min_peers),
-            load_if_exists=True,
+    storage = open_storage(config.study, patient=patient, hurried=hurried)
+    study = optuna.create_study(
+        study_name=config.name,
+        storage=storage,
+        direction="minimize",
+        pruner=PeerMedianPruner(config.study.prune_min_peers),
+        load_if_exists=True,
+    )
+    slots = Slots(config, storage, study)
+    storage.set_study_attr_once(slots._study_id, "id", uuid.uuid4().hex)
+    # last: without it, not yet created
+    theirs = storage.set_study_attr_once(slots._study_id, "fingerprint", fingerprint)
+    _refuse_other(config.name, theirs, fingerprint)
+    existing = len(slots.records())
+    if config.study.n_trials < existing:
+        raise StudyMismatch(
+            f"study '{config.name}' has {existing} slots already, study.n_trials says "
+            f"{config.study.n_trials}: a budget can grow but not shrink"
         )
-        slots = Slots(config, storage, study)
-        theirs = slots.attributes().get("fingerprint")
-        if theirs is None:
-            slots.set_attribute("id", uuid.uuid4().hex)
-            slots.set_attribute("fingerprint", fingerprint)  # last: without it, not yet created
-        else:
-            slots.refuse_other(fingerprint)
-        existing = len(slots.records())
-        if config.study.n_trials < existing:
-            raise StudyMismatch(
-                f"study '{config.name}' has {existing} slots already, study.n_trials says "
-                f"{config.study.n_trials}: a budget can grow but not shrink"
-            )
-        slots._fill()
+    slots._fill()
     return slots
 
 
@@ -293,6 +317,19 @@ def _refuse_other(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> No
         )
 
 
+def _lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
+    """The last attempts that ended with no word from their worker, and brought no epoch."""
+    count = 0
+    before = [0, *(len(trial.intermediate_values) for trial in trials)]
+    for trial, epochs_before in zip(reversed(trials), reversed(before[:-1]), strict=True):
+        if trial.state != TrialState.FAIL or "reason" in trial.user_attrs:
+            break
+        count += 1
+        if len(trial.intermediate_values) > epochs_before:
+            break
+    return count
+
+
 def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text  # a sha256
@@ -303,6 +340,10 @@ def _lost_if_finished(slot: Slot) -> Iterator[None]:
     try:
         yield
     except UpdateFinishedTrialError as error:
-        raise SlotLost(
-            f"slot {slot.number}: attempt {slot.attempt} was given up; another worker has it"
-        ) from error
+        raise _lost(slot) from error
+
+
+def _lost(slot: Slot) -> SlotLost:
+    return SlotLost(
+        f"slot {slot.number}: attempt {slot.attempt} was given up; another worker has it"
+    )

@@ -140,7 +140,7 @@ class TestStages:
         slot = slots.claim("host:1")
         assert slot is not None
         suggest(slot.trial, config.space)
-        slot.trial.set_user_attr("run_id", "a" * 32)
+        slots.note_run(slot.number, "a" * 32)
         slot.trial.report(0.5, 0)
         slots.complete(slot, 0.5)
         page = written(slots, tmp_path)

@@ -156,6 +156,26 @@ def test_being_stopped_does_not_count_as_a_failed_attempt(
     assert slots.records()[0].attempt == 5
 
 
+def test_a_slot_that_kills_its_workers_has_failed_in_the_end(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    for attempt in range(6):
+        slot = slots.claim("host:1")
+        assert slot is not None
+        assert (slot.number, slot.attempt) == (0, attempt)
+        if attempt == 2:  # brings an epoch: no loss counts that came before
+            slots.report(slot, 0, 0.7)
+        slots.free_worker("host:1")
+    # of the six, that with the epoch and the three behind it count
+    assert states(slots)[0] == "waiting"
+    assert slots.claim("host:1") is not None
+    slots.free_worker("host:1")
+    record = slots.records()[0]
+    assert record.state == "failed"
+    assert record.reason == "its worker died 5 times in a row without one more epoch"
+
+
 def test_one_worker_learns_from_all_slots_finished_so_far(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,11 +207,12 @@ def test_a_trial_added_from_outside_is_no_slot(make_config: MakeConfig, storage_
 CLAIM_AND_HANG = """
 import json, sys, time
 from study.config import StudyConfig
+from study.lease import Lease
 from study.slots import join
 from tests.test_slots import config_from
 slots = join(config_from(sys.argv[1]))
 slot = slots.claim("dying:1")
-with slots.heartbeat(slot):
+with Lease(slots, slot, lambda: None).held():
     print(slot.number, flush=True)
     time.sleep(60)
 """
@@ -270,6 +291,8 @@ def test_a_worker_that_was_given_up_can_write_nothing_more(
         lambda: slots.prune(zombie, "late"),
         lambda: slots.fail(zombie, "late", retry=True),
         lambda: slots.free(zombie),
+        lambda: slots.beat(zombie),
+        lambda: slots.report(zombie, 0, 0.1),
     ):
         with pytest.raises(SlotLost, match="slot 0: attempt 0 was given up"):
             write()
@@ -282,6 +305,39 @@ def test_a_worker_that_was_given_up_can_write_nothing_more(
         TrialState.COMPLETE: 1,
         TrialState.WAITING: 2,
     }
+
+
+def test_an_epoch_is_reported_once(make_config: MakeConfig, storage_url: str) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    slot = slots.claim("host:1")
+    assert slot is not None
+    for val_loss in (0.7, 0.2):  # the second is a replay: the first stands
+        slots.report(slot, 0, val_loss)
+    assert slots.losses(slot) == {0: 0.7}
+
+
+def test_the_run_of_a_slot_is_known_after_its_end(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    finish_next(slots)
+    slots.note_run(0, "a" * 32)
+    assert [record.run_id for record in slots.records()] == ["a" * 32, None, None]
+
+
+def join_at_once(config: StudyConfig) -> str:
+    return create_or_join(config, FINGERPRINT).study_id
+
+
+@pytest.mark.slow
+def test_processes_that_create_a_study_together_agree_on_it(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    config = make_config("study.n_trials=20", storage=storage_url)
+    with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
+        assert len(set(pool.map(join_at_once, [config] * 8))) == 1
+    slots = join(config)
+    assert [t.user_attrs["slot"] for t in slots.study.get_trials()] == list(range(20))
 
 
 def test_a_creator_killed_between_two_slots_leaves_nothing_to_mend_by_hand(
