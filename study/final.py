@@ -23,6 +23,7 @@ from study.figures import confusion_figure
 from study.objective import Inputs, hardware
 from study.records import SlotRecord, best_of
 from study.slots import Slots
+from study.spool import Spool
 from study.tracking import Tracker
 from study.worker import set_up, study_fingerprint
 
@@ -141,6 +142,12 @@ class Evaluator:
         """Compute the validation loss again from the logged weights, and hold it to the logged."""
         assert record.params is not None
         assert record.best_loss is not None
+        spool = Spool.of(self.config, self.slots.study_id)
+        if waiting := spool.pending(record.number):
+            raise UserError(
+                f"slot {record.number}: {waiting} entries wait for MLflow in {spool.folder}; "
+                "deliver them with: deepfake-study sync CONFIG"
+            )
         if record.run_id is None:
             raise UserError(f"slot {record.number} has no MLflow run: its weights are not logged")
         network, weights_sha256 = self._load(record)

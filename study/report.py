@@ -23,6 +23,7 @@ from study.config import StudyConfig, TrackingError, public_yaml
 from study.origin import git_commit
 from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
+from study.spool import Spool
 from study.tracking import Tracker
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
@@ -121,11 +122,14 @@ def _witness(slots: Slots, records: Sequence[SlotRecord]) -> dict[str, Any]:
     }
     tags: list[dict[str, str]] = []
     missing: list[str] = []
+    if waiting := Spool.of(slots.config, slots.study_id).pending():
+        missing.append(f"{waiting} entries wait for MLflow: deepfake-study sync CONFIG")
     with_runs = {r.number: r.run_id for r in records if r.run_id is not None}
     try:
         tracker = Tracker(slots.config, slots) if with_runs else None
     except TrackingError as error:
-        tracker, missing = None, [str(error)]
+        tracker = None
+        missing.append(str(error))
     if tracker is not None:
         for slot, run_id in with_runs.items():
             try:

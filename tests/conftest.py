@@ -6,6 +6,8 @@ import os
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
 os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from study.config import StudyConfig
 from study.load import load_config
 from tests import postgres as postgres_server
+from tests.mlflow_server import mlflow_server, session_mlflow_server  # noqa: F401  # fixtures
 from tests.small_study import small_study  # noqa: F401  # a fixture
 
 REPOSITORY = Path(__file__).parents[1]

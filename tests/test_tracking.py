@@ -1,7 +1,10 @@
-"""One MLflow run a slot, in a real SQLite store."""
+"""The experiment and the parent run of a study, and what is read from its runs."""
 
-import json
 import shutil
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +12,17 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from deepfake.fit import EpochStats, FitResult
 from study.config import StudyConfig, TrackingError
-from study.objective import Outcome
-from study.slots import Slot, Slots, create_or_join
-from study.space import suggest
-from study.tracking import EPOCH_METRICS, Tracker
+from study.replay import Replay
+from study.slots import Slots, create_or_join
+from study.spool import EPOCH_METRICS, Spool
+from study.tracking import Tracker
+from tests.mlflow_server import MlflowServer, running, store_image
+from tests.postgres import Postgres
+from tests.recorded import WEIGHTS, start, train
 
 MakeConfig = Callable[..., StudyConfig]
-LABELS = torch.tensor([0, 1, 1, 0])
-# the first and the last face are right: one real as real, one real as fake, and so on
-LOGITS = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -28,160 +31,83 @@ def slots(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Slots:
     return create_or_join(make_config("study.n_trials=4"), {"study.seed": 0})
 
 
-def stats(epoch: int, val_loss: float) -> EpochStats:
-    return EpochStats(
-        epoch=epoch,
-        train_loss=0.9,
-        train_accuracy=0.5,
-        val_loss=val_loss,
-        val_accuracy=0.5,
-        lr=1e-3,
-        seconds=2.0,
-        images_per_s=10.0,
-        best_epoch=0,
-        best_val_loss=val_loss,
-    )
-
-
-def result(*losses: float) -> FitResult:
-    history = [stats(epoch, loss) for epoch, loss in enumerate(losses)]
-    state = {"0.weight": torch.arange(6.0).reshape(2, 3)}
-    return FitResult(history, history[0], state, LOGITS, "max_epochs")
-
-
-def begin(slots: Slots, tracker: Tracker):
-    slot = slots.claim("host:1")
-    assert slot is not None
-    return slot, reopen(slots, tracker, slot)
-
-
-def reopen(slots: Slots, tracker: Tracker, slot: Slot):
-    train = slots.config.train_config(suggest(slot.trial, slots.config.space), fixed=slot.fixed)
-    return tracker.open_run(slot, train, {"splits_sha256": "s" * 64})
-
-
 def client(slots: Slots) -> MlflowClient:
     return MlflowClient(tracking_uri=slots.config.tracking.uri)
 
 
-def test_a_slot_leaves_params_metrics_weights_matrix_and_curves(slots: Slots) -> None:
-    tracker = Tracker(slots.config, slots)
-    _, run = begin(slots, tracker)
-    for epoch in (0, 1):
-        run.log_epoch(stats(epoch, 0.6 - epoch / 10))
-    run.log_result(result(0.6, 0.5), LABELS)
-    run.end("complete", None)
-
-    found = client(slots).get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "baseline cnn"
-    assert found.data.params["lr"] == "0.001"
-    assert found.data.params["image_size"] == "64"
-    assert {k: found.data.tags[k] for k in ("slot", "variant", "baseline", "state")} == {
-        "slot": "0",
-        "variant": "cnn",
-        "baseline": "cnn",
-        "state": "complete",
-    }
-    assert found.data.tags["mlflow.parentRunId"] == tracker.parent_id
-    assert found.data.metrics["best_val_loss"] == 0.6
-    assert found.data.metrics["best_val_accuracy"] == 0.5
-    history = tracker.history(run.run_id)
-    assert set(history) == set(EPOCH_METRICS)
-    assert history["val_loss"] == {0: 0.6, 1: 0.5}
-    assert torch.equal(tracker.weights(run.run_id)["0.weight"], torch.arange(6.0).reshape(2, 3))
-    folder = Path(found.info.artifact_uri.removeprefix("file://"))
-    assert json.loads((folder / "val/confusion_matrix.json").read_text()) == [[1, 1], [1, 1]]
-    for picture in ("val/confusion_matrix.png", "learning_curves.png"):
-        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
-    assert "n_trials: 4" in (folder / "config.yaml").read_text()
-
-
-def test_an_attempt_after_a_crash_continues_the_run_without_a_doubled_epoch(slots: Slots) -> None:
-    slot, first = begin(slots, Tracker(slots.config, slots))
-    first.log_epoch(stats(0, 0.6))  # and then the process is gone
-
-    slots.free(slot)
-    again = slots.claim("host:2")
-    assert again is not None
-    tracker = Tracker(slots.config, slots)
-    second = reopen(slots, tracker, again)
-    assert second.run_id == first.run_id
-    for epoch in (0, 1):  # the history is replayed
-        second.log_epoch(stats(epoch, 0.6 - epoch / 10))
-    rows = client(slots).get_metric_history(second.run_id, "val_loss")
-    assert [(row.step, row.value) for row in rows] == [(0, 0.6), (1, 0.5)]
-    assert client(slots).get_run(second.run_id).data.tags["attempt"] == "1"
-
-
-def test_a_slot_trained_on_two_machines_names_both_so_that_no_equal_bits_are_expected(
-    slots: Slots,
-) -> None:
-    tracker = Tracker(slots.config, slots)
-    run_id = ""
-    for machine, shown in (("a", "a"), ("b", "a + b"), ("a", "a + b")):
-        slot = slots.claim("host:1")
-        assert slot is not None
-        train = slots.config.train_config(
-            suggest(slot.trial, slots.config.space), fixed=slot.fixed
-        )
-        run_id = tracker.open_run(slot, train, {"hardware": machine}).run_id
-        assert tracker.tags(run_id)["hardware"] == shown
-        slots.free(slot)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [
-        (Outcome("complete", 0.5), "FINISHED"),
-        (Outcome("pruned", 0.5, "behind its peers"), "KILLED"),
-        (Outcome("failed", None, "the loss was not finite"), "FAILED"),
-    ],
-)
-def test_a_run_ends_in_the_state_that_is_true(outcome: Outcome, status: str, slots: Slots) -> None:
-    _, run = begin(slots, Tracker(slots.config, slots))
-    run.end(outcome.state, outcome.reason)
-    found = client(slots).get_run(run.run_id)
-    assert found.info.status == status
-    assert found.data.tags["state"] == outcome.state
-    assert found.data.tags.get("reason") == outcome.reason
-
-
-def test_a_raised_exception_is_in_its_run(slots: Slots) -> None:
-    tracker = Tracker(slots.config, slots)
-    slot, run = begin(slots, tracker)
-    tracker.fail_run(slot.number, "ValueError: no", "Traceback ...\nValueError: no\n")
-    found = client(slots).get_run(run.run_id)
-    assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "ValueError: no")
-    folder = Path(found.info.artifact_uri.removeprefix("file://"))
-    assert "ValueError: no" in (folder / "exception.txt").read_text()
+def delivered(slots: Slots, slot: int, epochs: int) -> str:
+    """The run of a slot that was trained and delivered."""
+    spool = Spool.of(slots.config, slots.study_id)
+    train(spool.run(slot, 0), epochs)
+    Replay(slots.config, slots, spool).deliver_all()
+    run_id = slots.records()[slot].run_id
+    assert run_id is not None
+    return run_id
 
 
 def test_there_is_one_parent_run_however_many_trackers_open_the_study(slots: Slots) -> None:
     ids = {Tracker(slots.config, slots).parent_id for _ in range(3)}
     assert len(ids) == 1
-    runs = client(slots).search_runs([Tracker(slots.config, slots).experiment_id])
-    assert [run.info.run_name for run in runs] == ["sample"]
+    [parent] = store_image(slots.config.tracking.uri, slots.config.name)["parent"]
+    assert (parent["name"], list(parent["artifacts"])) == ("sample", ["config.yaml"])
 
 
-def test_a_training_whose_first_epoch_diverged_has_no_weights_to_log(slots: Slots) -> None:
+def test_what_a_run_has_is_read_back(slots: Slots) -> None:
+    run_id = delivered(slots, 0, epochs=2)
     tracker = Tracker(slots.config, slots)
-    _, run = begin(slots, tracker)
-    run.log_result(FitResult([], None, None, None, "diverged"), LABELS)
-    assert run.whole
-    with pytest.raises(TrackingError, match="can't be read"):
-        tracker.weights(run.run_id)
+    history = tracker.history(run_id)
+    assert set(history) == set(EPOCH_METRICS)
+    assert history["val_loss"] == {0: 0.6, 1: 0.5}
+    assert torch.equal(tracker.weights(run_id)["0.weight"], WEIGHTS["0.weight"])
+    assert tracker.tags(run_id)["slot"] == "0"
 
 
-def test_what_mlflow_refuses_is_said_and_training_goes_on(
+def test_weights_that_are_gone_or_damaged_are_one_line(slots: Slots) -> None:
+    run_id = delivered(slots, 0, epochs=1)
+    tracker = Tracker(slots.config, slots)
+    folder = Path(client(slots).get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    path = folder / "weights/best.safetensors"
+    path.write_bytes(b"no weights")
+    with pytest.raises(TrackingError, match=f"run {run_id}: .* is damaged"):
+        tracker.weights(run_id)
+    path.unlink()
+    with pytest.raises(TrackingError, match=f"run {run_id}: .* can't be read") as caught:
+        tracker.weights(run_id)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TrackingError, match=r"tracking\.uri: .*not found"):
+        tracker.tags("0" * 32)
+
+
+def test_weights_that_are_a_pickle_are_never_loaded(slots: Slots, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    run_id = delivered(slots, 0, epochs=1)
+    folder = Path(client(slots).get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    torch.save({"0.weight": Bomb()}, folder / "weights/best.safetensors")
+    with pytest.raises(TrackingError, match="is damaged"):
+        Tracker(slots.config, slots).weights(run_id)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_evaluation_said_twice_is_one_row(slots: Slots) -> None:
+    run_id = delivered(slots, 0, epochs=1)
+    tracker = Tracker(slots.config, slots)
+    for _ in range(2):
+        tracker.log_evaluation(run_id, "test", {"accuracy": 0.75}, {"figures.json": "{}"})
+    rows = client(slots).get_metric_history(run_id, "test_accuracy")
+    assert [(row.step, row.value) for row in rows] == [(0, 0.75)]
+    [run] = store_image(slots.config.tracking.uri, slots.config.name)["slots"][0]
+    assert "test/figures.json" in run["artifacts"]
+
+
+def test_an_evaluation_that_mlflow_does_not_take_is_said(
     slots: Slots, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(slots.config, slots)
-    _, run = begin(slots, tracker)
-    client(slots).delete_run(run.run_id)  # a store that takes nothing more for this run
-    run.log_epoch(stats(0, 0.6))
-    assert not run.whole
-    assert "metrics not logged" in caplog.text
+    tracker.log_evaluation("0" * 32, "test", {"accuracy": 0.75}, {})
+    assert "not logged" in caplog.text
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(make_config: MakeConfig) -> None:
@@ -190,3 +116,76 @@ def test_a_store_that_cannot_be_opened_is_one_line(make_config: MakeConfig) -> N
     with pytest.raises(TrackingError, match=r"tracking\.uri: sqlite:////proc/nowhere") as caught:
         Tracker(config, slots)
     assert "\n" not in str(caught.value)
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from study.load import load_config
+from study.slots import join
+from study.tracking import Tracker
+config = load_config(Path(sys.argv[1]), sys.argv[2:])
+print(Tracker(config, join(config)).parent_id)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["sqlite", "server"])
+def test_processes_that_open_an_empty_store_at_once_make_one_parent(
+    store: str, make_config: MakeConfig, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    overrides = [
+        f"name=many-{uuid.uuid4().hex[:8]}",
+        f"baselines={REPOSITORY}/configs/baselines.yaml",
+        f"study.storage=sqlite:///{tmp_path}/study.db",
+        f"study.checkpoints_dir={tmp_path}/checkpoints",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.artifacts_dir={tmp_path}/artifacts",
+    ]
+    if store == "server":
+        overrides.append(f"tracking.uri={request.getfixturevalue('mlflow_server').uri}")
+    create_or_join(make_config(*overrides), {})
+    command = [sys.executable, "-c", OPENS, str(REPOSITORY / "configs/sample.yaml"), *overrides]
+    processes = [
+        subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=400)[0].split()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(set(said)) == 1
+
+
+@pytest.mark.slow
+def test_a_server_on_postgresql_holds_what_one_on_sqlite_does(
+    make_config: MakeConfig, mlflow_server: MlflowServer, postgres: Postgres, tmp_path: Path
+) -> None:
+    images = []
+    with running(tmp_path, postgres.new_database()) as other:
+        for number, server in enumerate((mlflow_server, other)):
+            name = f"backend-{number}-{uuid.uuid4().hex[:8]}"
+            config = make_config(f"name={name}", f"tracking.uri={server.uri}", "study.n_trials=4")
+            delivered(create_or_join(config, {}), 0, epochs=3)
+            images.append(store_image(server.uri, name))
+    for image, number in zip(images, "01", strict=True):
+        assert image["parent"][0].pop("name").startswith(f"backend-{number}")
+    assert images[0] == images[1]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_is_one_line_within_seconds(
+    make_config: MakeConfig, mlflow_server: MlflowServer
+) -> None:
+    config = make_config(f"name=away-{uuid.uuid4().hex[:8]}", f"tracking.uri={mlflow_server.uri}")
+    slots = create_or_join(config, {})
+    replay = Replay(config, slots, Spool.of(config, slots.study_id))
+    start(replay.spool.run(0, 0))
+    mlflow_server.stop()
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=mlflow_server.uri) as caught:
+        replay.deliver(0)
+    assert time.monotonic() - began < 60  # not the minutes of MLflow's own retries
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TrackingError, match=mlflow_server.uri):
+        Tracker(config, slots)
+    mlflow_server.start()
+    assert replay.deliver(0) == 2

@@ -1,0 +1,293 @@
+"""What training says of its slots, written to disk: it waits for no server and outlives a kill."""
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from matplotlib.figure import Figure
+from safetensors.torch import save
+from torch import Tensor
+
+from deepfake.config import TrainConfig, UserError
+from deepfake.fit import EpochStats, FitResult
+from deepfake.metrics import confusion_matrix, measure
+from deepfake.models import state_dict_sha256
+from study.config import StudyConfig
+from study.figures import confusion_figure, curves_figure
+from study.origin import source_tags
+from study.records import State
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights/best.safetensors"
+EPOCH_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "seconds",
+    "images_per_s",
+)
+LOCK_S = 5.0  # a frozen process may hold a slot's lock: whoever waits tries again later
+_NAME = re.compile(r"slot_(\d+)\.a(\d+)\.jsonl")
+
+
+class SpoolError(UserError):
+    """The disk refuses what has to be kept of a slot."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that training said."""
+
+    kind: str  # start | epoch | metrics | tags | file | end
+    at_ms: int  # wall time
+    content: dict[str, Any]
+    end: int  # where the next one begins in the journal
+
+
+@dataclass(frozen=True, order=True)
+class Journal:
+    """What one attempt at a slot said, and how much of it was delivered."""
+
+    slot: int
+    attempt: int
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"slot_{self.slot:03d}.a{self.attempt}.jsonl"
+
+    @property
+    def files_dir(self) -> Path:
+        return self.path.with_suffix(".files")
+
+    @property
+    def delivered(self) -> int:
+        """Bytes that were delivered; 0 if that is not known: delivering again doubles nothing."""
+        try:
+            return int(self._offset_path.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def note_delivered(self, offset: int) -> None:
+        """Remember that all before offset was delivered."""
+        partial = self._offset_path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(str(offset))
+        partial.replace(self._offset_path)
+
+    def entries(self, since: int = 0) -> list[Entry]:
+        """Whole entries behind an offset. A torn last line is not there yet."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(since)
+                content = file.read()
+        except FileNotFoundError:  # delivered and removed by another process
+            return []
+        found, end = [], since
+        for line in content.splitlines(keepends=True):
+            end += len(line)
+            if not line.endswith(b"\n"):
+                break
+            try:
+                entry = json.loads(line)
+                found.append(Entry(entry.pop("kind"), entry.pop("at_ms"), entry, end))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                log.warning("%s: a line that can't be read is left out", self.path)
+        return found
+
+    @property
+    def size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def pending(self) -> int:
+        """Entries that were not delivered."""
+        delivered = self.delivered
+        return len(self.entries(delivered)) if self.size > delivered else 0
+
+    def file(self, name: str) -> Path:
+        """The file of an entry. Raises SpoolError for a name that leaves the journal's folder."""
+        path = (self.files_dir / name).resolve()
+        if not path.is_relative_to(self.files_dir.resolve()):
+            raise SpoolError(f"{self.path}: the file name {name!r} leaves its folder")
+        return path
+
+    def remove(self) -> None:
+        shutil.rmtree(self.files_dir, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
+        self._offset_path.unlink(missing_ok=True)
+
+    @property
+    def _offset_path(self) -> Path:
+        return self.path.with_suffix(".offset")
+
+
+class Spool:
+    """The journals of one study, in a folder that its workers share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.own: set[Journal] = set()  # of this process
+
+    @classmethod
+    def of(cls, config: StudyConfig, study_id: str) -> "Spool":
+        return cls(config.checkpoints_dir / study_id / "spool")
+
+    def run(self, slot: int, attempt: int) -> "SlotRun":
+        """The recorder of an attempt at a slot. Raises SpoolError."""
+        journal = Journal(slot, attempt, self.folder)
+        self.own.add(journal)
+        return SlotRun(journal)
+
+    def journals(self) -> list[Journal]:
+        """By slot and attempt."""
+        names = [_NAME.fullmatch(path.name) for path in self.folder.glob("slot_*.jsonl")]
+        return sorted(Journal(int(m[1]), int(m[2]), self.folder) for m in names if m)
+
+    def journals_of(self, slot: int) -> list[Journal]:
+        """By attempt."""
+        return [journal for journal in self.journals() if journal.slot == slot]
+
+    def pending(self, slot: int | None = None) -> int:
+        """Entries not delivered, of one slot or of all."""
+        return sum(j.pending for j in self.journals() if slot in (None, j.slot))
+
+    def lock(self, name: str, timeout_s: float = LOCK_S) -> FileLock:
+        """For a `with`: one process at a time. Raises TimeoutError, an OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f"{name}.lock", timeout=timeout_s)
+
+    def tidy(self) -> None:
+        """Once a study has ended: remove what no journal needs any more."""
+        if self.journals():
+            return
+        for files_dir in self.folder.glob("*.files"):
+            if not files_dir.with_suffix(".jsonl").exists():
+                shutil.rmtree(files_dir, ignore_errors=True)
+        for kind in ("*.lock", "*.offset", "*.partial"):
+            for path in self.folder.glob(kind):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: a worker has begun again
+            self.folder.rmdir()
+
+
+class SlotRun:
+    """One attempt being recorded. Every method raises SpoolError if the disk refuses it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        with _kept(journal.path):
+            journal.folder.mkdir(parents=True, exist_ok=True)
+            journal.path.touch()
+            self._end = journal.path.read_bytes().rfind(b"\n") + 1  # where whole entries end
+
+    def start(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        files: Mapping[str, str],
+    ) -> None:
+        """files: name -> text."""
+        own = {"state": "running", "attempt": str(self.journal.attempt)}
+        said = {key: str(value) for key, value in params.items()}
+        self._append("start", name=name, params=said, tags={**source_tags(), **tags, **own})
+        for file, text in files.items():
+            self._file(file, text.encode())
+
+    def log_epoch(self, stats: EpochStats) -> None:
+        metrics = {name: value for name, value in asdict(stats).items() if name in EPOCH_METRICS}
+        self._append("epoch", epoch=stats.epoch, metrics=metrics)
+
+    def log_result(self, result: FitResult, labels: Tensor) -> None:
+        """Best weights, validation figures and confusion matrix of the best epoch, curves."""
+        if result.best is None or result.best_state is None or result.best_logits is None:
+            return  # the first epoch diverged
+        matrix = confusion_matrix(result.best_logits, labels)
+        figures = measure(result.best_logits, labels).as_dict()
+        metrics = {"best_val_loss": result.best.val_loss, "best_epoch": result.best.epoch}
+        metrics |= {f"best_val_{name}": value for name, value in figures.items()}
+        self._append("metrics", metrics=metrics)
+        self._file("val/confusion_matrix.json", json.dumps(matrix.rows()).encode())
+        self._file("val/confusion_matrix.png", _png(confusion_figure(matrix, "validation")))
+        self._file("learning_curves.png", _png(curves_figure(result.history)))
+        state = {name: value.contiguous() for name, value in result.best_state.items()}
+        self._file(WEIGHTS, save(state), sync=True)
+        self.set_tags({"weights_sha256": state_dict_sha256(state)})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._append("tags", tags=dict(tags))
+
+    def end(self, state: State, reason: str | None) -> None:
+        """complete, pruned or failed; waiting if the slot was freed."""
+        self._append("end", sync=True, state=state, reason=reason or "")
+
+    def fail(self, reason: str, traceback_text: str) -> None:
+        """The attempt raised."""
+        self._file("exception.txt", traceback_text.encode())
+        self.end("failed", reason)
+
+    def _file(self, name: str, content: bytes, *, sync: bool = False) -> None:
+        if not self.journal.path.exists():
+            return
+        path = self.journal.files_dir / name
+        with _kept(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+        self._append("file", name=name)  # behind the file: an entry's file is whole
+
+    def _append(self, kind: str, *, sync: bool = False, **content: Any) -> None:
+        entry = {"kind": kind, "at_ms": int(time.time() * 1000), **content}
+        line = json.dumps(entry).encode() + b"\n"
+        # not there any more: a newer attempt has the slot, and this one writes nothing
+        with _kept(path := self.journal.path), suppress(FileNotFoundError):
+            with path.open("r+b", buffering=0) as file:
+                file.truncate(self._end)  # what a full disk left of an entry
+                file.seek(self._end)
+                if (file.write(line) or 0) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if sync:
+                    os.fsync(file.fileno())
+            self._end += len(line)
+
+
+def run_name(slot: int, baseline: str | None, train: TrainConfig) -> str:
+    """What a slot's run is called."""
+    return f"baseline {baseline}" if baseline else f"{slot:03d} {train.variant} lr={train.lr:.1e}"
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"{path}: {error.strerror or error}; what a run leaves can't be kept for MLflow: make "
+            "room there, or name another study.checkpoints_dir"
+        ) from None
