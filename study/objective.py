@@ -1,24 +1,28 @@
 """One trial, on one screen."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 from torch import Tensor
 
+from deepfake.checkpoint import Checkpoints
 from deepfake.config import Split, TrainConfig
 from deepfake.fit import EpochStats, FitResult, fit
 from deepfake.models import build_model, load_weights
 from deepfake.prepare import Prepared
 from deepfake.seeds import derive_seed
 from deepfake.store import Faces, ensure_store
-from study.config import StudyConfig
+from study.config import StudyConfig, public_yaml
+from study.lease import Lease
 from study.records import State
-from study.slots import Slot, SlotLost
+from study.slots import Slot, Slots
 from study.space import suggest
-from study.tracking import Tracker
+from study.spool import SlotRun, run_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,38 +57,57 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One try at a slot, and all that it writes to, in the order of writing."""
+
+    slot: Slot
+    lease: Lease
+    checkpoints: Checkpoints
+    slots: Slots
+    run: SlotRun
+
+    @property
+    def config(self) -> StudyConfig:
+        return self.slots.config
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a trial ended."""
 
     state: State
     val_loss: float | None  # of the best epoch
     reason: str | None = None
-    spent: Path | None = None  # the checkpoint, once nothing needs it any more
 
 
 def run_trial(
-    slot: Slot,
-    config: StudyConfig,
-    inputs: Inputs,
-    tracker: Tracker,
-    device: torch.device,
-    on_batch: Callable[[int, int], None],
+    attempt: Attempt, inputs: Inputs, device: torch.device, check_stop: Callable[[], None]
 ) -> Outcome:
     """Train what the slot draws, from its checkpoint if it has one. Does not tell the study.
 
-    The checkpoint is removed by whoever told the study: until then the slot may be run again.
-
-    Raises SlotLost if the slot was given to another worker meanwhile, and whatever on_batch does.
+    Raises SlotLost if the slot was given to another worker meanwhile, and what check_stop does.
     """
+    slot, config = attempt.slot, attempt.config
     train = config.train_config(suggest(slot.trial, config.space), fixed=slot.fixed)
-    run = tracker.open_run(slot, train, tags(inputs, train, device))
-    slot.trial.set_user_attr("run_id", run.run_id)
+    begin_run(attempt, train, tags(inputs, train, device))
     val = inputs.faces("val", train.side_px)
-    checkpoint = config.checkpoints_dir / tracker.study_id / f"slot_{slot.number:03d}.pt"
+    resume = resumed(attempt)
+    epochs_before = len(resume["history"]) if resume else 0
+
+    def on_batch(done: int, total: int) -> None:
+        check_stop()
+        attempt.lease.progress()
+
+    def save(epoch: int, state: dict[str, Any]) -> None:
+        attempt.lease.confirm()
+        attempt.checkpoints.save(epoch, state)
 
     def on_epoch(stats: EpochStats) -> bool:
-        report(slot, stats)
-        run.log_epoch(stats)
+        attempt.slots.report(slot, stats.epoch, stats.val_loss)
+        attempt.run.log_epoch(stats)
+        if stats.epoch >= epochs_before:
+            where = f"slot {slot.number} attempt {slot.attempt} epoch {stats.epoch}"
+            log.info("%s val_loss %.4f", where, stats.val_loss)
         plateaued = stats.plateaued(config.study.prune_patience)
         return slot.fixed or not (plateaued and slot.trial.should_prune())
 
@@ -97,24 +120,43 @@ def run_trial(
         device=device,
         on_epoch=on_epoch,
         on_batch=on_batch,
-        checkpoint=checkpoint,
+        resume=resume,
+        save=save,
     )
-    run.log_result(result, val.labels)
-    outcome = judge(slot, result)
-    run.end(outcome.state, outcome.reason)
-    # what MLflow refused stands in the checkpoint alone
-    return replace(outcome, spent=checkpoint) if run.whole else outcome
+    attempt.lease.confirm()
+    attempt.run.log_result(result, val.labels)
+    return judge(slot, result)
 
 
-def report(slot: Slot, stats: EpochStats) -> None:
-    """Hand the epoch's loss to the study, once."""
-    known = slot.trial.storage.get_trial(slot.trial._trial_id).intermediate_values
-    if stats.epoch in known:
-        return
-    try:
-        slot.trial.report(stats.val_loss, stats.epoch)
-    except UpdateFinishedTrialError as error:
-        raise SlotLost(f"slot {slot.number}: attempt {slot.attempt} was given up") from error
+def begin_run(attempt: Attempt, train: TrainConfig, tags: Mapping[str, str]) -> None:
+    """What a slot's MLflow run says from its start."""
+    slot = attempt.slot
+    settings = train.model_dump(mode="json", exclude={"image_size"})
+    attempt.run.start(
+        name=run_name(slot.number, slot.baseline, train),
+        params={**settings, "image_size": train.side_px},
+        tags={**tags, "variant": train.variant, "baseline": slot.baseline or ""},
+        files={"config.yaml": public_yaml(attempt.config)},
+    )
+
+
+def resumed(attempt: Attempt) -> dict[str, Any] | None:
+    """The state that training continues from; what was lost of it is said."""
+    slot, files = attempt.slot, attempt.checkpoints
+    state = files.load()
+    if slot.attempt == 0:
+        return state
+    epochs = len(state["history"]) if state else 0
+    reported = len(attempt.slots.losses(slot))
+    log.info("slot %d attempt %d resumes behind %d epochs", slot.number, slot.attempt, epochs)
+    said = {}
+    if files.damaged:
+        said["damaged_checkpoints"] = ", ".join(files.damaged)
+    if epochs < reported:
+        log.warning("slot %d: checkpoints of %d epochs are gone", slot.number, reported - epochs)
+        said["epochs_trained_again"] = str(reported - epochs)
+    attempt.run.set_tags(said)
+    return state
 
 
 def judge(slot: Slot, result: FitResult) -> Outcome:

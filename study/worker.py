@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -12,21 +13,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 
-from deepfake.checkpoint import remove_checkpoint
+from deepfake.checkpoint import CheckpointError, Checkpoints
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
-from study.config import StudyConfig, TrackingError, fingerprint
-from study.objective import Inputs, run_trial
+from study.config import StudyConfig, fingerprint
+from study.delivery import Delivery
+from study.lease import Lease
+from study.objective import Attempt, Inputs, Outcome, run_trial
+from study.outage import StorageAway
 from study.records import SlotRecord
 from study.slots import Slot, SlotLost, Slots, create_or_join
-from study.tracking import Tracker
+from study.spool import SlotRun, Spool, SpoolError
 
 log = logging.getLogger(__name__)
 
-TRACKING_PAUSE_S = 5.0
 POLL_S = 1.0  # between two looks for a slot that has come back
+STALLED = 70  # exit code of a worker whose trial hung: a death, so that another takes its place
 
 
 class TooManyFailed(Exception):
@@ -59,8 +62,23 @@ class StopSignal:
 
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
+    def end_within(self, grace_s: float) -> None:
+        """End the process when a clean end takes longer: a batch that hangs, a store away."""
+
+        def watch() -> None:
+            while self.number is None:
+                time.sleep(POLL_S / 4)
+            time.sleep(grace_s)
+            log.error("no clean end within %g s: the slot comes back with its lease", grace_s)
+            os._exit(128 + self.number)
+
+        threading.Thread(target=watch, name="grace", daemon=True).start()
+
+    def asked(self) -> bool:
+        return self.number is not None
+
     def check(self) -> None:
-        if self.number is not None:
+        if self.asked():
             raise Stopped
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -79,23 +97,23 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
     set_up(config, device)
     prepared = _wait_for_data(config, stop)
     inputs = Inputs.load(config, prepared)
-    slots = create_or_join(config, study_fingerprint(config, inputs))
-    tracker = Tracker(config, slots)
+    own = study_fingerprint(config, inputs)
+    slots = create_or_join(config, own, patient=True, hurried=stop.asked)
     worker = worker_name(os.getpid())
-    while True:
-        stop.check()
-        slots.repair()
-        records = slots.records()
-        _stop_if_hopeless(config, records)
-        if all(record.finished for record in records):
-            tracker.end_study()
-            return records
-        slot = slots.claim(worker)
-        if slot is None:  # a running one may still come back
-            time.sleep(POLL_S)
-            continue
-        with slots.heartbeat(slot):
-            _run_slot(slot, slots, inputs, tracker, device, stop)
+    with Delivery(config, slots, Spool.of(config, slots.study_id)) as delivery:
+        while True:
+            stop.check()
+            slots.repair()
+            records = slots.records()
+            _stop_if_hopeless(config, records)
+            if all(record.finished for record in records):
+                delivery.study_ended(records)
+                return records
+            slot = slots.claim(worker)
+            if slot is None:  # a running one may still come back
+                time.sleep(POLL_S)
+                continue
+            _run_slot(slot, slots, delivery.spool, inputs, device, stop)
 
 
 def set_up(config: StudyConfig, device: torch.device) -> None:
@@ -136,53 +154,72 @@ def worker_name(pid: int) -> str:
 def _run_slot(
     slot: Slot,
     slots: Slots,
+    spool: Spool,
     inputs: Inputs,
-    tracker: Tracker,
     device: torch.device,
     stop: StopSignal,
 ) -> None:
+    run = spool.run(slot.number, slot.attempt)
+    lease = Lease(slots, slot, lambda: _end_stalled(slot, slots, run))
+    folder = slots.config.checkpoints_dir / slots.study_id / f"slot_{slot.number:03d}"
+    attempt = Attempt(slot, lease, Checkpoints(folder, slot.attempt), slots, run)
     try:
-        with _settled(slot, slots, tracker):
-            outcome = run_trial(
-                slot, slots.config, inputs, tracker, device, lambda done, total: stop.check()
-            )
-            match outcome.state:
-                case "complete":
-                    assert outcome.val_loss is not None
-                    slots.complete(slot, outcome.val_loss)
-                case "pruned":
-                    slots.prune(slot, outcome.reason or "")
-                case _:
-                    slots.fail(slot, outcome.reason or "", retry=False)
-            if outcome.spent is not None:
-                remove_checkpoint(outcome.spent)
+        with lease.held(), _settled(attempt):
+            outcome = run_trial(attempt, inputs, device, stop.check)
+            _tell(slots, slot, outcome)
+            run.end(outcome.state, outcome.reason)
+            attempt.checkpoints.remove()  # the spool has the weights
             log.info("slot %d %s, val_loss %s", slot.number, outcome.state, outcome.val_loss)
-    except (SlotLost, UpdateFinishedTrialError) as lost:
-        log.warning("slot %d is another worker's: %s; going on", slot.number, lost)
+    except SlotLost as lost:
+        log.warning("%s; going on with the next", lost)
+
+
+def _tell(slots: Slots, slot: Slot, outcome: Outcome) -> None:
+    match outcome.state:
+        case "complete":
+            assert outcome.val_loss is not None
+            slots.complete(slot, outcome.val_loss)
+        case "pruned":
+            slots.prune(slot, outcome.reason or "")
+        case _:
+            slots.fail(slot, outcome.reason or "", retry=False)
 
 
 @contextmanager
-def _settled(slot: Slot, slots: Slots, tracker: Tracker) -> Iterator[None]:
+def _settled(attempt: Attempt) -> Iterator[None]:
     """Whatever ends the block, the slot is left for another worker or another attempt."""
+    slot, slots = attempt.slot, attempt.slots
     try:
         yield
-    except (SlotLost, UpdateFinishedTrialError):
-        raise
-    except TrackingError as error:  # costs the slot nothing: it waits for the store
-        log.warning("slot %d waits for MLflow: %s", slot.number, error)
-        slots.free(slot)
-        time.sleep(TRACKING_PAUSE_S)
+    except (SlotLost, StorageAway):
+        raise  # the one is another's, the other comes back with its lease
     except Stopped:
-        slots.check(slot)  # or another worker's run would be paused
-        tracker.pause_run(slot.number)
+        try:
+            slots.free(slot)
+        except StorageAway as away:
+            log.warning("slot %d comes back with its lease: %s", slot.number, away)
+        else:
+            attempt.run.end("waiting", None)
+        raise
+    except (CheckpointError, SpoolError):  # this machine can't go on; another may
         slots.free(slot)
         raise
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         log.exception("slot %d failed", slot.number)
-        slots.check(slot)
-        tracker.fail_run(slot.number, reason, traceback.format_exc())
         slots.fail(slot, reason, retry=True)
+        attempt.run.fail(reason, traceback.format_exc())
+        torch.cuda.empty_cache()  # out of memory: the next trial needs it
+
+
+def _end_stalled(slot: Slot, slots: Slots, run: SlotRun) -> None:
+    """From the lease's thread: the trial's own can't be interrupted, so the process ends."""
+    reason = f"no progress for {slots.config.study.stall_s} s (study.stall_s)"
+    log.error("slot %d: %s", slot.number, reason)
+    main = sys._current_frames()[threading.main_thread().ident or 0]
+    slots.fail(slot, reason, retry=True)
+    run.fail(reason, "".join(traceback.format_stack(main)))
+    os._exit(STALLED)
 
 
 def _wait_for_data(config: StudyConfig, stop: StopSignal) -> Prepared:

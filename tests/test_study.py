@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
 
 
 def checkpoints(folder: Folder) -> list[Path]:
-    return list((folder.path / "mlruns/checkpoints").rglob("slot_*.pt"))
+    return list((folder.path / "mlruns/checkpoints").rglob("slot_*/e*.pt"))
 
 
 def test_six_workers_on_an_empty_folder_finish_twelve_slots_exactly(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_killed_study_continues_and_gives_the_curves_of_an_undisturbed_one(
     assert killed.call("prepare").returncode == 0
     for slot in range(2):  # a worker dies in each slot, behind its first epochs
         worker = killed.start("worker", "--device", "cpu")
-        wait_for(lambda n=slot: any(f"slot_{n:03d}" in p.name for p in checkpoints(killed)))
+        wait_for(lambda n=slot: any(p.parent.name == f"slot_{n:03d}" for p in checkpoints(killed)))
         os.kill(worker.pid, signal.SIGKILL)
         worker.communicate()
     last = killed.start("worker", "--device", "cpu")

@@ -1,21 +1,33 @@
 """What a signal, a failure and a lost slot mean to a worker."""
 
 import shutil
+import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from deepfake.checkpoint import CheckpointError
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import prepare
 from study import worker
-from study.config import StudyConfig, TrackingError
-from study.objective import Outcome
+from study.config import StudyConfig
+from study.objective import Attempt, Outcome, begin_run
+from study.outage import StorageAway
 from study.slots import Slot, join
-from study.worker import Stopped, StopSignal, TooManyFailed, pick_device, set_up, work
+from study.space import suggest
+from study.worker import (
+    STALLED,
+    Stopped,
+    StopSignal,
+    TooManyFailed,
+    pick_device,
+    set_up,
+    work,
+)
 from tests.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]
@@ -42,18 +54,13 @@ def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Study
 def outcomes(monkeypatch: pytest.MonkeyPatch, give: Callable[[Slot], Outcome]) -> None:
     """Trials that end as told instead of training: the worker around them is real."""
 
-    def run_trial(slot: Slot, config: StudyConfig, inputs: Any, tracker: Any, *_: Any) -> Outcome:
-        train = config.train_config(worker_suggest(slot, config), fixed=slot.fixed)
-        tracker.open_run(slot, train, {})
+    def run_trial(attempt: Attempt, *_: object) -> Outcome:
+        slot, config = attempt.slot, attempt.config
+        train = config.train_config(suggest(slot.trial, config.space), fixed=slot.fixed)
+        begin_run(attempt, train, {})
         return give(slot)
 
     monkeypatch.setattr(worker, "run_trial", run_trial)
-
-
-def worker_suggest(slot: Slot, config: StudyConfig) -> Any:
-    from study.space import suggest
-
-    return suggest(slot.trial, config.space)
 
 
 def statuses(config: StudyConfig) -> dict[str, str]:
@@ -111,20 +118,51 @@ def test_a_stopped_worker_frees_its_slot_and_leaves_its_run_scheduled(
     assert statuses(config) == {"0": "SCHEDULED"}
 
 
-def test_an_mlflow_outage_costs_no_slot_an_attempt(
+def test_a_full_disk_frees_the_slot_and_ends_the_worker(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outages = iter(range(3))  # more than max_attempts
-
     def give(slot: Slot) -> Outcome:
-        if next(outages, None) is not None:
-            raise TrackingError("tracking.uri: http://127.0.0.1:1: refused")
-        return Outcome("complete", 0.5)
+        raise CheckpointError("e0000.a0.pt: the checkpoint can't be written: No space left")
 
-    monkeypatch.setattr(worker, "TRACKING_PAUSE_S", 0.01)
     outcomes(monkeypatch, give)
-    records = work(config, CPU, StopSignal(second_exits=False))
-    assert [record.state for record in records] == ["complete"] * 3
+    with pytest.raises(CheckpointError):
+        work(config, CPU, StopSignal(second_exits=False))
+    record = join(config).records()[0]
+    assert (record.state, record.attempt) == ("waiting", 1)
+
+
+def test_a_database_away_for_too_long_ends_the_worker_and_charges_nothing(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give(slot: Slot) -> Outcome:
+        raise StorageAway("away for 300 s")
+
+    outcomes(monkeypatch, give)
+    with pytest.raises(StorageAway):
+        work(config, CPU, StopSignal(second_exits=False))
+    record = join(config).records()[0]
+    assert (record.state, record.reason) == ("running", None)  # until its lease runs out
+
+
+def hang(config: StudyConfig) -> None:
+    """In a process of its own."""
+    worker.run_trial = lambda *_: time.sleep(600)
+    work(config, CPU, StopSignal(second_exits=True))
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_ends_its_worker_and_costs_its_slot_an_attempt(
+    config: StudyConfig,
+) -> None:
+    search = config.study.model_copy(update={"heartbeat_s": 1, "lease_s": 3, "stall_s": 2})
+    config = config.model_copy(update={"study": search})
+    for _ in range(2):  # max_attempts
+        process = get_context("spawn").Process(target=hang, args=(config,))
+        process.start()
+        process.join(120)
+        assert process.exitcode == STALLED
+    record = join(config).records()[0]
+    assert (record.state, record.reason) == ("failed", "no progress for 2 s (study.stall_s)")
 
 
 def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
@@ -139,6 +177,7 @@ def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
             thief.free_worker(thief.records()[0].worker or "")
             claimed = thief.claim("other:1")
             assert claimed is not None
+            suggest(claimed.trial, config.space)
             thief.complete(claimed, 0.25)
         return Outcome("complete", 0.5)
 
@@ -146,7 +185,7 @@ def test_a_worker_whose_slot_was_given_away_goes_on_with_the_next(
     records = work(config, CPU, StopSignal(second_exits=False))
     assert [record.state for record in records] == ["complete"] * 3
     assert records[0].worker == "other:1"
-    assert "slot 0 is another worker's" in caplog.text
+    assert "slot 0: attempt 0 was given up; another worker has it" in caplog.text
 
 
 @pytest.mark.slow
