@@ -33,7 +33,10 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     page = runs_page(config)
     port = _free_port(port)
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"]
+    # MLflow's own list has every private network in it; a page of another host is refused here
+    hosts = f"127.0.0.1:{port},localhost:{port}"
+    arguments += ["--allowed-hosts", hosts, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", *arguments]
     # a session of its own: a terminal's Ctrl-C reaches this process alone, which ends the group
     server = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
     stopped: list[int] = []
