@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0  # between two looks at the spool
 MAX_PAUSE_S = 30.0  # between two tries while MLflow is away
 DRAIN_S = 20.0
-STOPPED_DRAIN_S = 5.0  # after a signal or an error: somebody waits for the end
+HURRIED_DRAIN_S = 5.0  # after a signal or an error, and when MLflow has been away
 ANSWER_S = 2.0  # of a server that is well
 
 
@@ -68,7 +68,8 @@ class Delivery:
     ) -> None:
         """Waits up to drain_s for what is left, and says how much that is."""
         self._closing.set()
-        self._thread.join(self.drain_s if kind is None else min(self.drain_s, STOPPED_DRAIN_S))
+        hurry = kind is not None or self._failures
+        self._thread.join(min(self.drain_s, HURRIED_DRAIN_S) if hurry else self.drain_s)
         self._given_up.set()
         mine = self.spool.own if self._ended is None else self.spool.journals()
         if waiting := sum(journal.pending for journal in mine):

@@ -30,6 +30,7 @@ from study.view import RUNS_VIEW, VIEW
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line a retry
 
 STATUS: dict[State, str] = {
     "waiting": "SCHEDULED",
@@ -342,4 +343,6 @@ def _witness(run_id: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
+        return "the server does not answer"  # requests', whose words are half a page
     return " ".join(str(error).split())[:300]
