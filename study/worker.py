@@ -107,6 +107,8 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
             records = slots.records()
             _stop_if_hopeless(config, records)
             if all(record.finished for record in records):
+                for record in records:  # of workers that were killed behind their result
+                    checkpoints_of(slots, record.number).remove()
                 delivery.study_ended(records)
                 return records
             slot = slots.claim(worker)
@@ -114,6 +116,11 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
                 time.sleep(POLL_S)
                 continue
             _run_slot(slot, slots, delivery.spool, inputs, device, stop)
+
+
+def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:
+    folder = slots.config.checkpoints_dir / slots.study_id / f"slot_{number:03d}"
+    return Checkpoints(folder, attempt)
 
 
 def set_up(config: StudyConfig, device: torch.device) -> None:
@@ -161,8 +168,8 @@ def _run_slot(
 ) -> None:
     run = spool.run(slot.number, slot.attempt)
     lease = Lease(slots, slot, lambda: _end_stalled(slot, slots, run))
-    folder = slots.config.checkpoints_dir / slots.study_id / f"slot_{slot.number:03d}"
-    attempt = Attempt(slot, lease, Checkpoints(folder, slot.attempt), slots, run)
+    checkpoints = checkpoints_of(slots, slot.number, slot.attempt)
+    attempt = Attempt(slot, lease, checkpoints, slots, run)
     try:
         with lease.held(), _settled(attempt):
             outcome = run_trial(attempt, inputs, device, stop.check)
