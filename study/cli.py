@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +16,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from study.config import StudyConfig
+    from study.run import Ended
 
 # MLflow reads these when it is first imported; what the user has set stands
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 block one call for 246 s
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault(
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
 )  # the UI in 2 processes, not 9
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 DONE, OUR_FAULT, MENDABLE, FAILED_SLOTS = 0, 1, 2, 3
 
@@ -43,6 +48,25 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda:N; without it the first GPU if any")]
+
+
+def _seconds(text: str) -> float:
+    number, unit = text.rstrip("sm"), text[-1:]
+    try:
+        seconds = float(number) * (60 if unit == "m" else 1)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no time; write 25, 25s or 2m")
+    return seconds
+
+
+Grace = Annotated[
+    float,
+    typer.Option(
+        parser=_seconds, metavar="TIME", help="from a stop signal to the end, come what may"
+    ),
+]
 
 
 @app.command()
@@ -98,23 +122,45 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
 @app.command()
 def run(
     config: Config,
-    workers: Annotated[int, typer.Option(min=1, help="local worker processes")] = 1,
+    launcher: Annotated[str, typer.Option(metavar="local|slurm|ray")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="default: all that the GPUs here take, or 1")
+    ] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="local; default 1")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="partition, time (minutes), mem_gb ...; repeatable"
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="slurm: submit and return")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="join this Ray cluster; without it one starts here")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="ray: 0.5 packs two")
+    ] = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     new: Annotated[bool, typer.Option("--new", help="a fresh study under a new name")] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Create or join the study and run local workers; after Ctrl-C the same command continues."""
+    """Create or join the study and run its workers; after Ctrl-C the same command continues."""
     from deepfake.models import load_weights
-    from study.launch import LocalWorkers
-    from study.live import StudyView, status_table
+    from study.delivery import check_tracking
+    from study.live import StudyView
     from study.objective import Inputs
-    from study.records import summary
+    from study.place import Placement, named, slurm_dir
+    from study.run import run_workers
     from study.slots import create_or_join, free_name
-    from study.worker import StopSignal, check_precision, pick_device, study_fingerprint
+    from study.slurm import submitted
+    from study.worker import study_fingerprint
 
     loaded = _load(config, set_)
-    device = pick_device(None)
-    check_precision(loaded, device)
+    local = (workers, workers_per_gpu)
+    on_ray = (ray_address, gpus_per_worker)
+    placement = Placement(named(launcher), *local, tuple(slurm or ()), detach, *on_ray, grace)
+    placement.check(loaded, os.environ)
     # the storage may hold a password: workers get it from the environment, no message shows it
     secret = "study.storage"
     overrides = [e for e in set_ or [] if e.partition("=")[0].strip() != secret]
@@ -123,55 +169,88 @@ def run(
         overrides.append(f"name={json.dumps(name)}")
         loaded = loaded.model_copy(update={"name": name})
     sets = [argument for override in overrides for argument in ("--set", override)]
-    again = shlex.join(["deepfake-study", "run", str(config), "--workers", str(workers), *sets])
+    again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
     weights = load_weights(loaded.train.weights)  # a bad file is said before data is touched
+    if (warning := check_tracking(loaded)) is not None:
+        _stderr().print(f"warning: {warning}", style="yellow")
     inputs = Inputs.load(loaded, _prepare(loaded), weights)
     slots = create_or_join(loaded, study_fingerprint(loaded, inputs))
-    _warn_about_threads(loaded, workers)
-
-    command = ["worker", str(config), *sets]
-    env = {**os.environ, "DEEPFAKE_STUDY_STORAGE": loaded.study.storage.get_secret_value()}
-    local = LocalWorkers(command, env, loaded.checkpoints_dir / "logs")
-    view = StudyView(_stderr(), loaded.train.max_epochs)
-    stop = StopSignal(second_exits=False)
-    stop.listen()
+    storage = loaded.study.storage.get_secret_value()
+    if placement.local:
+        _warn_about_threads(loaded, len(placement.local_gpus(os.environ)))
+    if placement.many_machines and storage.startswith("sqlite"):
+        _stderr().print("warning: study.storage: SQLite is for one machine", style="yellow")
     records = slots.records()
     left = sum(not record.finished for record in records)
     _stderr().print(f"study '{loaded.name}': {left} of {len(records)} slots to run; {again}")
-    with view(records):
-        if not all(record.finished for record in records):
-            local.start(workers)
-        worst = local.watch(stop, lambda: view.update(slots.records()), slots.free_worker)
-    records = slots.records()
-    table = status_table(loaded.name, records, loaded.train.max_epochs)
-    _print(summary(loaded.name, records), table, as_json)
-    if stop.number is not None:
-        _stderr().print(f"stopped; continue with: {again}")
-        raise typer.Exit(128 + stop.number)
-    if worst and not all(record.finished for record in records):
-        _stderr().print(f"a worker ended with exit code {worst}: {local.last_words()}")
-        raise typer.Exit(worst)
-    raise typer.Exit(FAILED_SLOTS if any(r.state == "failed" for r in records) else DONE)
+    os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
+    if placement.starts_ray:  # on 127.0.0.1 alone, not on every interface
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ended = run_workers(
+        slots,
+        placement,
+        ("worker", str(config), *sets),
+        partial(_worker_environment, storage),
+        StudyView(_stderr(), loaded.train.max_epochs),
+    )
+    if detach and not ended.finished:
+        typer.echo(submitted(slurm_dir(loaded)).job_ids[-1])
+        see = shlex.join(["deepfake-study", "jobs", str(config), *sets])
+        _stderr().print(f"submitted; their state: {see}")
+        raise typer.Exit(DONE)
+    raise typer.Exit(
+        _say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, as_json)
+    )
+
+
+@app.command()
+def jobs(
+    config: Config,
+    cancel: Annotated[bool, typer.Option("--cancel", help="end them; slots are freed")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The Slurm jobs that `run --launcher slurm` submitted for this study."""
+    from study.place import slurm_dir
+    from study.slurm import submitted
+
+    found = submitted(slurm_dir(_load(config, set_)))
+    if cancel:
+        found.cancel()
+    states = found.states()
+    if as_json:
+        typer.echo(
+            json.dumps([{"job": j.job_id, "state": j.state, "node": j.node} for j in states])
+        )
+        return
+    for job in states:
+        typer.echo(f"{job.job_id:12} {job.state:12} {job.node}")
+    if not states:
+        _stderr().print("no jobs were submitted for this study")
 
 
 @app.command()
 def worker(
     config: Config,
     device: Device = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     set_: Set = None,
 ) -> None:
     """One worker that joins the study, or creates it as the first: what a cluster starts."""
+    from study.outage import StorageError
     from study.worker import Stopped, StopSignal, TooManyFailed, pick_device, work
 
     stop = StopSignal(second_exits=True)
     stop.listen()
+    stop.end_within(grace)
     if parent is not None:
         stop.follow_parent(parent)
     try:
         records = work(_load(config, set_), pick_device(device), stop)
-    except Stopped:
-        assert stop.number is not None
+    except (Stopped, StorageError):
+        if stop.number is None:
+            raise
         raise typer.Exit(128 + stop.number) from None
     except TooManyFailed as error:
         _stderr().print(str(error), style="red")
@@ -240,6 +319,19 @@ def report(
 
 
 @app.command()
+def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
+    """Deliver to MLflow what workers kept while it was away, and set each run's true state."""
+    from dataclasses import asdict
+
+    from study.delivery import sync as deliver_left_over
+
+    found = deliver_left_over(_load(config, set_))
+    said = f"{found.delivered} entries delivered, {found.waiting} still wait, "
+    said += f"{found.reconciled} runs set to their true state"
+    _print(asdict(found), said, as_json)
+
+
+@app.command()
 def ui(
     config: Config,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 5000,
@@ -283,6 +375,30 @@ def _prepare(config: "StudyConfig") -> Any:
 
     with progress_bars(_stderr()) as advance:
         return prepare_data(config.data, config.sides_px, progress=advance)
+
+
+def _worker_environment(storage: str) -> dict[str, str]:
+    """What a worker finds around it, on the machine where this is called."""
+    return {**os.environ, "DEEPFAKE_STUDY_STORAGE": storage}
+
+
+def _say_how_it_ended(
+    name: str, ended: "Ended", max_epochs: int, again: str, as_json: bool
+) -> int:
+    """Print the result of `run`; its exit code."""
+    from study.live import status_table
+    from study.records import summary
+
+    _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
+    if ended.undelivered:
+        _stderr().print(f"{ended.undelivered} entries wait for MLflow: deepfake-study sync CONFIG")
+    if ended.signal is not None:
+        _stderr().print(f"stopped; continue with: {again}")
+        return 128 + ended.signal
+    if ended.worst and not ended.finished:
+        _stderr().print(f"a worker ended with exit code {ended.worst}: {ended.last_words}")
+        return ended.worst
+    return FAILED_SLOTS if any(record.state == "failed" for record in ended.records) else DONE
 
 
 def _warn_about_threads(config: "StudyConfig", workers: int) -> None:

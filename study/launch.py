@@ -1,27 +1,130 @@
-"""N workers on this machine: each a process of its own, the same command a cluster starts."""
+"""Workers on this machine, a GPU each; and the watch over workers wherever they run."""
 
 import logging
 import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import torch
-
+from deepfake.config import UserError
+from study.command import MAX_RESTARTS, POLL_S, SLACK_S, WorkerCommand, as_shell, is_death, new_log
+from study.outage import StorageError
+from study.records import SlotRecord
+from study.slots import Slots
 from study.worker import StopSignal, worker_name
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
-MAX_RESTARTS = 3  # of workers that died, for all together
-GRACE_S = 25.0  # from the first signal to SIGKILL
-# exit codes that a worker chose; any other is a death, and another worker takes its place
-CHOSEN = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
+AWAY_S = 5.0  # between two looks at a study database that is away
+
+
+class Workers(Protocol):
+    """Workers that were started somewhere, to whoever waits for them."""
+
+    worst: int  # the worst exit code that one of them chose; 1 if one died and is not replaced
+
+    def poll(self) -> bool:
+        """Whether any is left, after about POLL_S."""
+
+    def end(self, number: int) -> None:
+        """Ask them for a clean end, by this signal where there are signals; again: at once."""
+
+    def drop_waiting(self) -> None:
+        """Nothing is left to run: end those that wait in a queue."""
+
+    def last_words(self) -> str:
+        """The last line that one of them wrote."""
+
+
+class Lookout:
+    """Shows the study while workers run, and frees the slots of those that died."""
+
+    def __init__(self, slots: Slots, show: Callable[[Sequence[SlotRecord]], None]) -> None:
+        self._slots = slots
+        self._show = show
+        self._dead: list[str] = []
+        self._not_before = 0.0
+
+    def free(self, worker: str) -> None:
+        self._dead.append(worker)
+
+    def look(self) -> bool:
+        """Whether all slots are finished. With the database away: False, and another time."""
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            with self._slots.impatient():
+                while self._dead:
+                    self._slots.free_worker(self._dead[0])
+                    self._dead.pop(0)
+                records = self._slots.records()
+        except StorageError:
+            self._not_before = time.monotonic() + AWAY_S
+            return False
+        self._show(records)
+        return all(record.finished for record in records)
+
+
+def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
+    """Until no worker is left. Signals are passed on, each once.
+
+    Workers that still run LINGER_S behind the last slot's end are asked to end: what they wait for
+    no longer matters.
+    """
+    passed_on, deadline = 0, math.inf
+    while workers.poll():
+        if lookout.look() and deadline == math.inf:
+            workers.drop_waiting()
+            deadline = time.monotonic() + LINGER_S
+        if time.monotonic() > deadline:
+            workers.end(signal.SIGTERM)
+            deadline = time.monotonic() + LINGER_S
+        # a parent that went away asks without a signal
+        while passed_on < max(stop.count, int(stop.asked())):
+            passed_on += 1
+            workers.end(stop.number or signal.SIGTERM)
+    lookout.look()
+
+
+def visible_gpus(setting: str | None, count: int) -> list[str]:
+    """What a worker's CUDA_VISIBLE_DEVICES can name: the user's own entries, or every index.
+
+    setting: CUDA_VISIBLE_DEVICES as it is. count: how many GPUs CUDA sees under it; it ignores
+    the entries behind one that it does not find.
+    """
+    entries = map(str, range(count)) if setting is None else setting.split(",")
+    return [entry.strip() for entry in entries][:count]
+
+
+def assign_gpus(
+    gpus: Sequence[str], workers: int | None, workers_per_gpu: int
+) -> list[str | None]:
+    """The GPU of each worker, spread evenly; None is the CPU.
+
+    workers: without it as many as there is room for, or one where there is no GPU. Raises
+    UserError if there are more workers than places.
+    """
+    if not gpus:
+        return [None] * (workers or 1)
+    places = len(gpus) * workers_per_gpu
+    wanted = places if workers is None else workers
+    if wanted > places:
+        raise UserError(
+            f"--workers {wanted}: {len(gpus)} GPUs with {workers_per_gpu} workers each take "
+            f"{places}; add --workers-per-gpu {math.ceil(wanted / len(gpus))} to pack them"
+        )
+    return [gpus[number % len(gpus)] for number in range(wanted)]
+
+
+def outlives_its_parent() -> bool:
+    """Whether this process was started to go on when its parent is gone: by nohup or setsid."""
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or os.getsid(0) == os.getpid()
 
 
 @dataclass
@@ -29,63 +132,65 @@ class Worker:
     """A local worker process and what it was started with."""
 
     process: subprocess.Popen[bytes]
-    device: str
+    gpu: str | None
     log_path: Path
 
 
 class LocalWorkers:
-    """Worker i on GPU i mod count, or on the CPU; a log file each."""
+    """One process for each entry of gpus; a log file each. A worker that dies is replaced."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], log_dir: Path) -> None:
-        """command: the arguments behind `python -m study.cli`."""
-        self.command = list(command)
-        self.env = env
-        self.log_dir = log_dir
+    def __init__(
+        self,
+        command: WorkerCommand,
+        gpus: Sequence[str | None],
+        env: dict[str, str],
+        log_dir: Path,
+        on_death: Callable[[str], None],
+    ) -> None:
+        """on_death: called with the name of a worker that died."""
+        self.worst = 0
         self.workers: list[Worker] = []
         self.restarts = 0
+        self._command = command
+        self._env = env
+        self._log_dir = log_dir
+        self._on_death = on_death
         self._last_log = log_dir
+        self._kill_at = math.inf
         log_dir.mkdir(parents=True, exist_ok=True)
+        for gpu in gpus:
+            self._start(gpu)
 
-    def start(self, count: int) -> None:
-        gpus = torch.cuda.device_count()
-        for number in range(count):
-            self._start(f"cuda:{number % gpus}" if gpus else "cpu")
+    def poll(self) -> bool:
+        if time.monotonic() > self._kill_at:
+            self._signal(signal.SIGKILL)
+        for worker in list(self.workers):
+            try:
+                code = worker.process.wait(timeout=POLL_S / len(self.workers))
+            except subprocess.TimeoutExpired:
+                continue
+            self.workers.remove(worker)
+            self._last_log = worker.log_path
+            if is_death(code):
+                self._on_death(worker_name(worker.process.pid))
+                code = 0 if self._ending or self._replace(worker, code) else 1
+            self.worst = max(self.worst, as_shell(code))
+        return bool(self.workers)
 
-    def watch(
-        self, stop: StopSignal, on_poll: Callable[[], None], on_death: Callable[[str], None]
-    ) -> int:
-        """Until all have ended; the worst exit code they chose.
+    def end(self, number: int) -> None:
+        self._kill_at = min(self._kill_at, time.monotonic() + self._command.grace_s + SLACK_S)
+        self._signal(number)
 
-        A worker that dies is named to on_death, and another starts. Signals are passed on; after
-        the first the workers have GRACE_S to end.
-        """
-        worst, passed_on, deadline = 0, 0, math.inf
-        while self.workers:
-            on_poll()
-            while passed_on < stop.count:
-                passed_on += 1
-                deadline = min(deadline, time.monotonic() + GRACE_S)
-                self._signal(stop.number or signal.SIGTERM)
-            if time.monotonic() > deadline:
-                self._signal(signal.SIGKILL)
-            for worker in list(self.workers):
-                try:
-                    code = worker.process.wait(timeout=POLL_S / len(self.workers))
-                except subprocess.TimeoutExpired:
-                    continue
-                self.workers.remove(worker)
-                self._last_log = worker.log_path
-                if code not in CHOSEN:
-                    on_death(worker_name(worker.process.pid))
-                    code = 0 if stop.count or self._replace(worker, code) else 1
-                worst = max(worst, code)
-        on_poll()
-        return worst
+    def drop_waiting(self) -> None:
+        """None waits: they are processes."""
 
     def last_words(self) -> str:
-        """The last line that the last worker to end wrote."""
         lines = self._last_log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"see {self._last_log}"
+
+    @property
+    def _ending(self) -> bool:
+        return self._kill_at < math.inf
 
     def _signal(self, number: int) -> None:
         # workers are in sessions of their own: a terminal's Ctrl-C reaches this process alone,
@@ -93,19 +198,16 @@ class LocalWorkers:
         for worker in self.workers:
             worker.process.send_signal(number)
 
-    def _start(self, device: str) -> None:
-        path = self.log_dir / f"worker-{os.getpid()}-{len(list(self.log_dir.iterdir()))}.log"
-        arguments = [*self.command, "--device", device, "--parent", str(os.getpid())]
-        with path.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "study.cli", *arguments],
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
+    def _start(self, gpu: str | None) -> None:
+        path = new_log(self._log_dir)
+        env, device = self._env, "cpu"
+        if gpu is not None:  # the only one the worker sees
+            env, device = {**env, "CUDA_VISIBLE_DEVICES": gpu}, "cuda:0"
+        with path.open("ab") as file:
+            process = self._command.start(
+                "--device", device, env=env, output=file, own_session=True
             )
-        self.workers.append(Worker(process, device, path))
+        self.workers.append(Worker(process, gpu, path))
 
     def _replace(self, worker: Worker, code: int) -> bool:
         if self.restarts >= MAX_RESTARTS:
@@ -113,5 +215,5 @@ class LocalWorkers:
             return False
         self.restarts += 1
         log.warning("a worker died (exit code %d), another starts: %s", code, worker.log_path)
-        self._start(worker.device)
+        self._start(worker.gpu)
         return True

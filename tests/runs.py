@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from study.cli import main
+from study.config import StudyConfig
+from study.load import load_config
 from tests.photos import draw_set
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,6 +28,7 @@ class Folder:
     ) -> None:
         self.path = path
         self.config = REPOSITORY / f"configs/{config}.yaml"
+        self.own_env: dict[str, str] = {}  # added to every command's environment
         path.mkdir(parents=True, exist_ok=True)
         if n_photos:
             draw_set(path / "photos", n_photos)
@@ -65,6 +68,8 @@ class Folder:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.path)
+            for key, value in self.own_env.items():
+                patch.setenv(key, value)
             patch.setattr(sys, "argv", ["deepfake-study", *arguments])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
@@ -88,6 +93,12 @@ class Folder:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def study_config(self) -> StudyConfig:
+        """As its commands load it."""
+        with contextlib.chdir(self.path):
+            storage = self.own_env.get("DEEPFAKE_STUDY_STORAGE")
+            return load_config(self.config, self.overrides, storage)
+
     @property
     def env(self) -> dict[str, str]:
-        return {**ENV, "PYTHONPATH": str(REPOSITORY)}
+        return {**ENV, "PYTHONPATH": str(REPOSITORY), **self.own_env}

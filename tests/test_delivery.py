@@ -147,7 +147,9 @@ def test_an_error_in_the_thread_does_not_reach_training(
     assert "2 entries wait for MLflow" in said.text
 
 
-def test_an_error_of_training_passes_through_and_is_not_held_up(make_config: MakeConfig) -> None:
+def test_an_error_of_training_passes_through_and_is_not_held_up(
+    make_config: MakeConfig, said: pytest.LogCaptureFixture
+) -> None:
     config = make_config(f"tracking.uri={NOWHERE}")
     slots = create_or_join(config, {})
 
@@ -160,6 +162,8 @@ def test_an_error_of_training_passes_through_and_is_not_held_up(make_config: Mak
     with pytest.raises(ZeroDivisionError):
         train_and_fail()
     assert time.monotonic() - began < 60
+    assert "2 entries wait for MLflow" in said.text
+    assert "Retrying" not in said.text  # urllib3's own line a try
 
 
 # outages of a real server

@@ -1,0 +1,94 @@
+"""The worker as a process of its own: one command line, whoever starts it, on any machine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from deepfake.config import UserError
+
+# exit codes that a worker chose; any other is a death, and another worker takes its place
+CHOSEN = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# of one that was told to end before it could listen
+UNHEARD = (-signal.SIGINT, -signal.SIGTERM)
+MAX_RESTARTS = 3
+POLL_S = 0.5  # between two looks at a worker
+SLACK_S = 5.0  # from the end of the grace to SIGKILL
+_LOOK_S = 0.1
+
+
+class ExtraMissing(UserError):
+    """A launcher's package is not installed."""
+
+    def __init__(self, launcher: str, package: str) -> None:
+        super().__init__(
+            f"--launcher {launcher} needs {package}: pip install 'deepfake-study[{launcher}]'"
+        )
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """What starts a worker where the same files are seen. Holds nothing secret."""
+
+    arguments: tuple[str, ...]  # behind `deepfake-study`
+    cwd: str  # what relative paths in them are relative to
+    grace_s: float  # from the first signal to the worker's end
+
+    def start(
+        self,
+        *more: str,
+        env: dict[str, str] | None = None,
+        output: IO[bytes] | None = None,
+        own_session: bool,
+    ) -> subprocess.Popen[bytes]:
+        """A worker that ends with this process. env, output: this process's without."""
+        own = ["--grace", f"{self.grace_s:g}s", "--parent", str(os.getpid())]
+        return subprocess.Popen(
+            [sys.executable, "-m", "study.cli", *self.arguments, *own, *more],
+            cwd=self.cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=own_session,
+        )
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Ask a worker for a clean end, and end it when its grace is over."""
+        process.terminate()
+        deadline = time.monotonic() + self.grace_s + SLACK_S
+        while _runs(process.pid) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+        process.kill()
+
+
+def is_death(code: int) -> bool:
+    return code not in (*CHOSEN, *UNHEARD)
+
+
+def as_shell(code: int) -> int:
+    """Popen's exit code as a shell has it: 143 for -15."""
+    return code if code >= 0 else 128 - code
+
+
+def new_log(log_dir: Path) -> Path:
+    """A new empty file for a worker's log; machines may share the folder."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    stem = f"worker-{socket.gethostname()}-{os.getpid()}"
+    number = len(list(log_dir.glob(f"{stem}-*.log")))
+    path = log_dir / f"{stem}-{number}.log"
+    path.touch(exist_ok=False)
+    return path
+
+
+def _runs(pid: int) -> bool:
+    # not Popen.wait: a signal handler may have interrupted one, which holds Popen's lock
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    except ChildProcessError:
+        return False

@@ -1,0 +1,145 @@
+"""Where the workers of a study run, as the command line says it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from deepfake.config import UserError
+from study.command import WorkerCommand
+from study.config import StudyConfig
+from study.launch import LocalWorkers, Workers, assign_gpus, visible_gpus
+from study.worker import check_precision
+
+
+class Launcher(StrEnum):
+    LOCAL = "local"
+    SLURM = "slurm"
+    RAY = "ray"
+
+
+def named(launcher: str) -> Launcher:
+    """Raises UserError for a name that is none."""
+    try:
+        return Launcher(launcher)
+    except ValueError:
+        raise UserError(f"--launcher {launcher}: must be local, slurm or ray") from None
+
+
+OWNERS = {  # options that only one launcher knows
+    "--workers-per-gpu": Launcher.LOCAL,
+    "--slurm": Launcher.SLURM,
+    "--detach": Launcher.SLURM,
+    "--ray-address": Launcher.RAY,
+    "--gpus-per-worker": Launcher.RAY,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The launcher and its options; None is the launcher's default."""
+
+    launcher: Launcher
+    workers: int | None
+    workers_per_gpu: int | None
+    slurm: tuple[str, ...]
+    detach: bool
+    ray_address: str | None
+    gpus_per_worker: float | None
+    grace_s: float
+
+    @property
+    def local(self) -> bool:
+        return self.launcher == Launcher.LOCAL
+
+    @property
+    def starts_ray(self) -> bool:
+        return self.launcher == Launcher.RAY and self.ray_address is None
+
+    @property
+    def many_machines(self) -> bool:
+        return not self.local and not self.starts_ray
+
+    def arguments(self) -> list[str]:
+        """The command-line options that say this placement again."""
+        given = [
+            ("--launcher", None if self.local else self.launcher.value),
+            ("--workers", self.workers),
+            ("--workers-per-gpu", self.workers_per_gpu),
+            *(("--slurm", option) for option in self.slurm),
+            ("--ray-address", self.ray_address),
+            ("--gpus-per-worker", self.gpus_per_worker),
+        ]
+        return [str(part) for pair in given if pair[1] is not None for part in pair]
+
+    def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        """Before data is touched. Raises UserError, one line, for what can't be placed so."""
+        given = {*self.arguments(), *(("--detach",) if self.detach else ())}
+        for option, owner in OWNERS.items():
+            if option in given and owner != self.launcher:
+                raise UserError(f"{option} is for --launcher {owner}, not {self.launcher}")
+        match self.launcher:
+            case Launcher.LOCAL:
+                gpus = self.local_gpus(env)  # may refuse
+                check_precision(config, torch.device("cpu" if None in gpus else "cuda"))
+            case Launcher.SLURM:
+                from study.slurm_options import parse_options
+
+                parse_options(self.slurm)
+            case Launcher.RAY:
+                from study.on_ray import check_installed
+
+                check_installed()
+
+    def local_gpus(self, env: Mapping[str, str]) -> list[str | None]:
+        """The GPU of each local worker."""
+        # counted by NVML: this process takes no memory on any of them
+        count = torch.cuda.device_count()
+        gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), count)
+        return assign_gpus(gpus, self.workers, self.workers_per_gpu or 1)
+
+    def place(
+        self,
+        config: StudyConfig,
+        arguments: tuple[str, ...],
+        environment: Callable[[], dict[str, str]],
+        on_death: Callable[[str], None],
+    ) -> Workers:
+        """Start the workers. arguments: behind `deepfake-study`. environment: a worker's, there.
+
+        on_death is called with the name of each that died, where that can be known.
+        """
+        command = WorkerCommand(arguments, str(Path.cwd()), self.grace_s)
+        log_dir = config.checkpoints_dir / "logs"
+        match self.launcher:
+            case Launcher.LOCAL:
+                env = environment()
+                return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_death)
+            case Launcher.SLURM:
+                from study.slurm import submit
+
+                options = {"cpus_per_task": config.train.threads}
+                return submit(
+                    command, slurm_dir(config), config.name, self.workers or 1, options, self.slurm
+                )
+            case Launcher.RAY:
+                from study.on_ray import start
+
+                return start(
+                    command,
+                    environment,
+                    log_dir,
+                    workers=self.workers or 1,
+                    cpus=config.train.threads,
+                    gpus=self.gpus_per_worker,
+                    address=self.ray_address,
+                )
+            case _:
+                raise AssertionError(self.launcher)
+
+
+def slurm_dir(config: StudyConfig) -> Path:
+    """Ids, batch scripts and logs of a study's Slurm jobs."""
+    return config.checkpoints_dir / "slurm"
