@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """What the project promises, measured: scripts/bench.py [NAME...] [--json FILE].
 
-Names: sample (the drawn data set; about 15 minutes on one idle core). Without a name, all of them.
+Names: sample (the drawn data set; about 15 minutes on one idle core), tracking (a study without
+its MLflow server; about 6 minutes). Without a name, all of them.
 Run it with the venv's Python. Exit code 1 if a goal is missed.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -37,9 +39,14 @@ from deepfake.sample import draw_sample
 from deepfake.splits import read_split
 from deepfake.store import Faces
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' server and tiny study
+from tests import mlflow_server
+from tests.runs import Folder
+
 SEEDS = (0, 1, 2)
 PROBED_PHOTOS, TRAINED_PHOTOS, TIMED_PHOTOS = 1670, 600, 200  # 1670 photos hold 5,000 faces
 EPOCHS = 10
+STUDY_EPOCHS = 10  # of each baseline
 CNN = TrainConfig(
     variant="cnn",
     lr=1e-3,
@@ -187,7 +194,52 @@ def _train(data: DataConfig, config: TrainConfig, seed: int) -> float:
     return measure(result.best_logits, val.labels).auc
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {"sample": bench_sample}
+def bench_tracking() -> list[Row]:
+    """What training loses when MLflow's server is dead from the start, or dies in the middle."""
+    alive = [_train_study(stop_after=None) for _ in SEEDS]
+    dead = [_train_study(stop_after=0) for _ in SEEDS]
+    dying = [_train_study(stop_after=STUDY_EPOCHS) for _ in SEEDS]
+
+    def lost(seconds: list[float]) -> tuple[float, ...]:
+        return tuple(own - live for own, live in zip(seconds, alive, strict=True))
+
+    return [
+        Row(f"seconds from the first of {3 * STUDY_EPOCHS} epochs to the last", tuple(alive)),
+        Row("seconds more with the server dead from the start", lost(dead), high=3.0),
+        Row("seconds more with the server dying in the middle", lost(dying), high=3.0),
+    ]
+
+
+def _train_study(stop_after: int | None) -> float:
+    """Seconds from the first epoch's end to the last's, of one worker on the three baselines.
+
+    stop_after: epochs until the MLflow server is killed; None leaves it alone.
+    """
+    with tempfile.TemporaryDirectory() as name, mlflow_server.running(Path(name)) as server:
+        epochs = f"train.max_epochs={STUDY_EPOCHS}"
+        patient = f"train.stop_patience={STUDY_EPOCHS}"
+        uri = f"tracking.uri={server.uri}"
+        folder = Folder(Path(name), 60, epochs, patient, uri, "study.n_trials=3")
+        folder.call("prepare").check_returncode()
+        if stop_after == 0:
+            server.stop()
+        worker = folder.start("worker", "--device", "cpu")
+        assert worker.stderr is not None
+        ends = []
+        for line in worker.stderr:
+            if re.search(r"epoch \d+ val_loss", line):
+                ends.append(time.monotonic())
+                if len(ends) == stop_after:
+                    server.stop()
+        assert worker.wait() == 0
+        assert len(ends) == 3 * STUDY_EPOCHS
+        return ends[-1] - ends[0]
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {
+    "sample": bench_sample,
+    "tracking": bench_tracking,
+}
 
 
 def main() -> int:
