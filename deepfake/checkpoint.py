@@ -9,6 +9,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ _NAME = re.compile(r"e(\d{4,})\.a(\d+)\.pt")
 
 class CheckpointError(UserError):
     """A checkpoint can't be written."""
+
+
+def check_writable(folder: Path) -> None:
+    """Raises CheckpointError if no checkpoint could be written below folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CheckpointError(
+            f"study.checkpoints_dir: {folder} can't be written: {error.strerror}; name another"
+        ) from error
 
 
 @dataclass
@@ -69,13 +81,18 @@ class Checkpoints:
     def load(self) -> dict[str, Any] | None:
         """The newest whole state; None if there is none.
 
-        A damaged file is set aside as *.damaged and named in damaged. What holds more than
-        tensors and plain types counts as damaged: none of its code is run.
+        A damaged file is set aside as *.damaged and named in damaged, as is one that can't be
+        read. What holds more than tensors and plain types counts as damaged: none of its code is
+        run.
         """
         for path in self._newest_first():
             try:
                 content = path.read_bytes()
             except FileNotFoundError:  # a later attempt has removed it
+                continue
+            except OSError as error:  # a disk or a share in trouble
+                log.warning("%s: %s; going back to the one before it", path, error.strerror)
+                self.damaged.append(path.name)
                 continue
             state = _loaded(path, content)
             if state is not None:

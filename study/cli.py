@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -51,14 +52,10 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda:N; without it the 
 
 
 def _seconds(text: str) -> float:
-    number, unit = text.rstrip("sm"), text[-1:]
-    try:
-        seconds = float(number) * (60 if unit == "m" else 1)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([sm]?)", text)
+    if found is None:
         raise typer.BadParameter(f"{text!r} is no time; write 25, 25s or 2m")
-    return seconds
+    return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
 Grace = Annotated[
@@ -146,15 +143,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
-    from deepfake.models import load_weights
-    from study.delivery import check_tracking
     from study.live import StudyView
-    from study.objective import Inputs
     from study.place import Placement, named, slurm_dir
-    from study.run import run_workers
-    from study.slots import create_or_join, free_name
+    from study.run import begin, run_workers
+    from study.slots import free_name
     from study.slurm import submitted
-    from study.worker import study_fingerprint
 
     loaded = _load(config, set_)
     local = (workers, workers_per_gpu)
@@ -170,19 +163,13 @@ def run(
         loaded = loaded.model_copy(update={"name": name})
     sets = [argument for override in overrides for argument in ("--set", override)]
     again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
-    weights = load_weights(loaded.train.weights)  # a bad file is said before data is touched
-    if (warning := check_tracking(loaded)) is not None:
-        _stderr().print(f"warning: {warning}", style="yellow")
-    inputs = Inputs.load(loaded, _prepare(loaded), weights)
-    slots = create_or_join(loaded, study_fingerprint(loaded, inputs))
-    storage = loaded.study.storage.get_secret_value()
-    if placement.local:
-        _warn_about_threads(loaded, len(placement.local_gpus(os.environ)))
-    if placement.many_machines and storage.startswith("sqlite"):
-        _stderr().print("warning: study.storage: SQLite is for one machine", style="yellow")
+    slots = begin(loaded, _prepare, _warn)
+    for warning in placement.warnings(loaded, os.environ):
+        _warn(warning)
     records = slots.records()
     left = sum(not record.finished for record in records)
     _stderr().print(f"study '{loaded.name}': {left} of {len(records)} slots to run; {again}")
+    storage = loaded.study.storage.get_secret_value()
     os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
     if placement.starts_ray:  # on 127.0.0.1 alone, not on every interface
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -238,14 +225,16 @@ def worker(
     set_: Set = None,
 ) -> None:
     """One worker that joins the study, or creates it as the first: what a cluster starts."""
-    from study.outage import StorageError
-    from study.worker import Stopped, StopSignal, TooManyFailed, pick_device, work
+    from study.stop import Stopped, StopSignal
 
     stop = StopSignal(second_exits=True)
     stop.listen()
     stop.end_within(grace)
     if parent is not None:
         stop.follow_parent(parent)
+    from study.outage import StorageError
+    from study.worker import TooManyFailed, pick_device, work
+
     try:
         records = work(_load(config, set_), pick_device(device), stop)
     except (Stopped, StorageError):
@@ -401,15 +390,8 @@ def _say_how_it_ended(
     return FAILED_SLOTS if any(record.state == "failed" for record in ended.records) else DONE
 
 
-def _warn_about_threads(config: "StudyConfig", workers: int) -> None:
-    from deepfake.parallel import available_cores
-
-    cores, threads = available_cores(), config.train.threads
-    if workers * threads != cores:
-        _stderr().print(
-            f"warning: {workers} workers x {threads} threads (train.threads) on {cores} cores",
-            style="yellow",
-        )
+def _warn(message: str) -> None:
+    _stderr().print(f"warning: {message}", style="yellow")
 
 
 def _stderr() -> Any:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -122,7 +123,7 @@ class SearchConfig(Frozen):
     checkpoints_dir: AbsolutePath = Path("mlruns/checkpoints")  # what a killed slot resumes from
     prune_min_peers: PositiveInt = 2  # finished peers of the variant before anything is pruned
     prune_patience: PositiveInt = 2  # epochs without improvement before pruning may strike
-    max_attempts: PositiveInt = 2  # of a slot that raises; a killed one is always tried again
+    max_attempts: PositiveInt = 2  # of a slot that raises; a killed one is tried again
     max_failed: NonNegativeInt = 10  # failed slots; one more ends the study
     heartbeat_s: PositiveInt = 10
     lease_s: PositiveInt = 60  # a worker silent for longer has lost its slot
@@ -153,6 +154,13 @@ class TrackingConfig(Frozen):
     def _a_store_mlflow_opens(cls, uri: str) -> str:
         if not uri.startswith(("sqlite:///", "http://", "https://")):
             raise ValueError(f"'{redact(uri)}' is neither sqlite:///path nor http(s)://host:port")
+        if uri.startswith("http"):
+            try:
+                complete = urlsplit(uri).hostname and urlsplit(uri).port != 0
+            except ValueError:
+                complete = False
+            if not complete:
+                raise ValueError(f"'{redact(uri)}' is not http(s)://host:port")
         if uri in ("sqlite:///", "sqlite:///:memory:"):
             raise ValueError("a store in memory can't be shared by workers; name a file")
         if uri.startswith("http") and "@" in uri:

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,17 @@ from sqlalchemy.engine import make_url
 
 SQLITE_BUSY_S = 60  # a writer waits this long for another's transaction
 _ADVISORY_LOCK = 0x6465_6570  # any constant: one lock for all that create tables or open test
-_OPEN_TIMEOUT_S = 10
-_POSTGRES = (
-    "-c timezone=UTC"  # leases are compared without a zone
-    " -c idle_in_transaction_session_timeout=60s"  # a frozen worker must not hold its row locks
-    " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+_CLIENT = {  # of PostgreSQL's driver: a server that vanished is noticed in a minute, not in hours
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # ms
+}
+_SESSION = (
+    "SET TIME ZONE 'UTC'",  # leases are compared without a zone, and PGTZ would set one
+    # a frozen worker must not hold its row locks
+    "SET idle_in_transaction_session_timeout = '60s'",
 )
 
 
@@ -56,18 +62,40 @@ def engine_kwargs(url: str) -> dict[str, Any]:
         case "sqlite":
             return {"connect_args": {"timeout": SQLITE_BUSY_S}}
         case "postgresql":
-            own = {} if "options" in make_url(url).query else {"options": _POSTGRES}
-            arguments = {"connect_timeout": _OPEN_TIMEOUT_S, **own}
-            return {"pool_pre_ping": True, "connect_args": arguments}
+            return {"pool_pre_ping": True, "connect_args": _CLIENT}
         case other:
             raise ValueError(f"{other} is neither sqlite nor postgresql+psycopg")
 
 
-def make_sqlite_safe(engine: sqlalchemy.Engine) -> None:
+def make_safe(engine: sqlalchemy.Engine, only_reads: Callable[[], bool]) -> None:
+    """What Optuna does not ask of a database that many workers share.
+
+    only_reads: whether the transaction that this thread begins writes nothing.
+    """
+    match engine.dialect.name:
+        case "sqlite":
+            _make_sqlite_safe(engine, only_reads)
+        case _:
+            _make_postgres_safe(engine)
+
+
+def _make_postgres_safe(engine: sqlalchemy.Engine) -> None:
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _settle(connection: Any, _: object) -> None:
+        connection.autocommit = True  # or a rollback takes the settings back
+        for setting in _SESSION:
+            connection.execute(setting)
+        connection.autocommit = False
+
+    engine.dispose()  # connections made before the event
+
+
+def _make_sqlite_safe(engine: sqlalchemy.Engine, only_reads: Callable[[], bool]) -> None:
     """Let claims be atomic: SQLite ignores Optuna's SELECT ... FOR UPDATE.
 
     Without it, 8 processes ran 18 waiting trials 38 times. BEGIN IMMEDIATE takes the write lock
-    before the state of a trial is read. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+    before the state of a trial is read; a reader takes none: frozen, it would hold up everybody.
+    https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
     """
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -76,7 +104,7 @@ def make_sqlite_safe(engine: sqlalchemy.Engine) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def _lock_first(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if only_reads() else "BEGIN IMMEDIATE")
 
     engine.dispose()  # connections made before the events
     raw = engine.raw_connection()

@@ -6,7 +6,6 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +14,6 @@ from urllib.parse import urlsplit
 
 from deepfake.config import UserError
 from study.config import StudyConfig, TrackingError
-from study.records import SlotRecord
 from study.replay import Replay
 from study.slots import Slots, join
 from study.spool import Journal, Spool
@@ -48,7 +46,7 @@ class Delivery:
         self._sizes: dict[Journal, tuple[int, float]] = {}  # and since when, of other workers'
         self._blocked: set[int] = set()  # slots that could not be delivered last time
         self._failures = 0  # in a row
-        self._ended: Sequence[SlotRecord] | None = None
+        self._ended = False
         self._closing, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
 
@@ -56,9 +54,9 @@ class Delivery:
         self._thread.start()
         return self
 
-    def study_ended(self, records: Sequence[SlotRecord]) -> None:
+    def study_ended(self) -> None:
         """All slots are finished: on exit everything is delivered, each run in its true state."""
-        self._ended = records
+        self._ended = True
 
     def __exit__(
         self,
@@ -71,7 +69,7 @@ class Delivery:
         hurry = kind is not None or self._failures
         self._thread.join(min(self.drain_s, HURRIED_DRAIN_S) if hurry else self.drain_s)
         self._given_up.set()
-        mine = self.spool.own if self._ended is None else self.spool.journals()
+        mine = self.spool.own if not self._ended else self.spool.journals()
         if waiting := sum(journal.pending for journal in mine):
             log.warning(
                 "%d entries wait for MLflow in %s; deliver them with: deepfake-study sync CONFIG",
@@ -104,7 +102,7 @@ class Delivery:
     def _deliver(self) -> bool:
         """One round over the slots; True if nothing is left. Raises the first slot's UserError."""
         slots = self._slots_to_deliver()
-        if not slots and self._ended is None:
+        if not slots and not self._ended:
             return True
         if self._replay is None:
             self._replay = Replay(self.config, self.slots, self.spool)
@@ -121,8 +119,8 @@ class Delivery:
                     break
         if errors:
             raise errors[0]
-        if self._ended is not None:
-            self._replay.reconcile(self._ended)
+        if self._ended:
+            self._replay.reconcile()
         return not self._slots_to_deliver()
 
     def _slots_to_deliver(self) -> set[int]:
@@ -135,7 +133,7 @@ class Delivery:
             for before, since in [self._sizes.get(journal, (size, now))]
         }
         silent = {j for j, (_, t) in self._sizes.items() if now - t >= self.config.study.lease_s}
-        mine = sizes.keys() if self._ended is not None else silent | self.spool.own
+        mine = sizes.keys() if self._ended else silent | self.spool.own
         return {journal.slot for journal in sizes if journal in mine and journal.pending}
 
     def _say_away(self, error: UserError) -> None:
@@ -170,7 +168,7 @@ def sync(config: StudyConfig) -> SyncResult:
     try:
         replay = Replay(config, slots, spool)
         delivered = replay.deliver_all()
-        reconciled = replay.reconcile(slots.records())
+        reconciled = replay.reconcile()
     except TrackingError as error:
         left = f"; {spool.pending()} entries wait in {spool.folder}, nothing is lost"
         raise TrackingError(f"{error}{left}") from None

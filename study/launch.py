@@ -16,12 +16,16 @@ from study.command import MAX_RESTARTS, POLL_S, SLACK_S, WorkerCommand, as_shell
 from study.outage import StorageError
 from study.records import SlotRecord
 from study.slots import Slots
-from study.worker import StopSignal, worker_name
+from study.stop import StopSignal
+from study.worker import worker_name
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
 AWAY_S = 5.0  # between two looks at a study database that is away
+
+
+OnEnd = Callable[[str, str | None], None]
 
 
 class Workers(Protocol):
@@ -43,16 +47,17 @@ class Workers(Protocol):
 
 
 class Lookout:
-    """Shows the study while workers run, and frees the slots of those that died."""
+    """Shows the study while workers run, and frees the slots of those that ended."""
 
     def __init__(self, slots: Slots, show: Callable[[Sequence[SlotRecord]], None]) -> None:
         self._slots = slots
         self._show = show
-        self._dead: list[str] = []
+        self._ended: list[tuple[str, str | None]] = []
         self._not_before = 0.0
 
-    def free(self, worker: str) -> None:
-        self._dead.append(worker)
+    def free(self, worker: str, reason: str | None) -> None:
+        """See Slots.free_worker."""
+        self._ended.append((worker, reason))
 
     def look(self) -> bool:
         """Whether all slots are finished. With the database away: False, and another time."""
@@ -60,9 +65,9 @@ class Lookout:
             return False
         try:
             with self._slots.impatient():
-                while self._dead:
-                    self._slots.free_worker(self._dead[0])
-                    self._dead.pop(0)
+                while self._ended:
+                    self._slots.free_worker(*self._ended[0])
+                    self._ended.pop(0)
                 records = self._slots.records()
         except StorageError:
             self._not_before = time.monotonic() + AWAY_S
@@ -145,16 +150,16 @@ class LocalWorkers:
         gpus: Sequence[str | None],
         env: dict[str, str],
         log_dir: Path,
-        on_death: Callable[[str], None],
+        on_end: OnEnd,
     ) -> None:
-        """on_death: called with the name of a worker that died."""
+        """on_end: called with the name of a worker that ended, and why unless it died."""
         self.worst = 0
         self.workers: list[Worker] = []
         self.restarts = 0
         self._command = command
         self._env = env
         self._log_dir = log_dir
-        self._on_death = on_death
+        self._on_end = on_end
         self._last_log = log_dir
         self._kill_at = math.inf
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +176,11 @@ class LocalWorkers:
                 continue
             self.workers.remove(worker)
             self._last_log = worker.log_path
-            if is_death(code):
-                self._on_death(worker_name(worker.process.pid))
+            died = is_death(code)
+            if code:  # its slot comes back at once, not with its lease
+                reason = None if died else f"its worker ended with exit code {code}"
+                self._on_end(worker_name(worker.process.pid), reason)
+            if died:
                 code = 0 if self._ending or self._replace(worker, code) else 1
             self.worst = max(self.worst, as_shell(code))
         return bool(self.workers)

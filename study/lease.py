@@ -23,11 +23,12 @@ class Lease:
         self._done = threading.Event()
         self._lost: SlotLost | None = None
         # monotonic, and taken before the beat: by the database's clock the lease ends later
-        self._beat_at = self._progress_at = time.monotonic()
+        self._beat_at = time.monotonic()
+        self._idle_s = 0.0  # since the last progress, as far as this process ran
 
     def progress(self) -> None:
         """Say that the trial moves on. Raises SlotLost if the slot is another worker's by now."""
-        self._progress_at = time.monotonic()
+        self._idle_s = 0.0
         if self._lost is not None:
             raise self._lost
 
@@ -46,7 +47,12 @@ class Lease:
         self._beat_at = now
 
     def _keep(self) -> None:
+        waiting_since = time.monotonic()
         while not self._done.wait(self._search.heartbeat_s):
+            # a process that was frozen (Ctrl-Z) has not stalled, nor has one whose beat waits for
+            # a database that is away
+            waited_s = time.monotonic() - waiting_since
+            self._idle_s += min(waited_s, 2 * self._search.heartbeat_s)
             try:
                 self._beat()
                 self._slots.repair()  # of others: else a lost slot waits for an idle worker
@@ -55,9 +61,12 @@ class Lease:
                 return
             except StorageError as error:  # the lease may run out, and the trial will be told
                 log.warning("slot %d: no heartbeat: %s", self._slot.number, error)
-            if time.monotonic() - self._progress_at > self._search.stall_s:
+            except Exception:  # the watchdog below must outlive whatever a beat meets
+                log.exception("slot %d: no heartbeat", self._slot.number)
+            if self._idle_s > self._search.stall_s:
                 self._on_stall()
                 return
+            waiting_since = time.monotonic()
 
     @contextmanager
     def held(self) -> Iterator["Lease"]:

@@ -101,6 +101,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     # YAML 1.1 reads 1e-3 as text: a number needs its point there
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)
+    if key.strip() == "study" and isinstance(value, dict) and "storage" in value:
+        # the command line is shown and handed on without it: a URL may hold a password
+        raise ConfigError("--set study: give the storage on its own: --set study.storage=URL")
     _set(document, key.strip(), value)
 
 

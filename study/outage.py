@@ -1,6 +1,7 @@
 """How a call to the study database outlives an outage: tried again, up to a limit."""
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,10 +16,12 @@ from deepfake.config import UserError
 log = logging.getLogger(__name__)
 
 OUTAGE_S = 300.0  # a database may be away for this long, and no worker dies of it
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 _SLICE_S = 0.2  # of a wait: a stop signal is heard this soon
 # what no waiting mends, in the words of libpq and the resolver: connecting has no error codes
 _FINAL = (
+    "unable to open database file",
+    "no such table",
     "authentication failed",
     "no password supplied",
     "no pg_hba.conf entry",
@@ -92,6 +95,8 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, StorageInternalError):
         return error.__cause__ is None or is_outage(error.__cause__)
     if isinstance(error, HalfDone):  # the connection was lost within a transaction
+        return True
+    if isinstance(error, sqlite3.OperationalError):  # before SQLAlchemy could wrap it
         return True
     return isinstance(error, OperationalError | InterfaceError | InternalError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated

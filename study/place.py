@@ -1,6 +1,6 @@
 """Where the workers of a study run, as the command line says it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from deepfake.config import UserError
+from deepfake.parallel import available_cores
 from study.command import WorkerCommand
 from study.config import StudyConfig
-from study.launch import LocalWorkers, Workers, assign_gpus, visible_gpus
+from study.launch import LocalWorkers, OnEnd, Workers, assign_gpus, visible_gpus
 from study.worker import check_precision
 
 
@@ -58,9 +59,14 @@ class Placement:
     def starts_ray(self) -> bool:
         return self.launcher == Launcher.RAY and self.ray_address is None
 
-    @property
-    def many_machines(self) -> bool:
-        return not self.local and not self.starts_ray
+    def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
+        """What is allowed and seldom meant."""
+        if self.local:
+            cores, threads = available_cores(), config.train.threads
+            if (workers := len(self.local_gpus(env))) * threads != cores:
+                yield f"{workers} workers x {threads} threads (train.threads) on {cores} cores"
+        elif not self.starts_ray and config.study.storage.get_secret_value().startswith("sqlite"):
+            yield "study.storage: SQLite is for one machine"
 
     def arguments(self) -> list[str]:
         """The command-line options that say this placement again."""
@@ -105,18 +111,18 @@ class Placement:
         config: StudyConfig,
         arguments: tuple[str, ...],
         environment: Callable[[], dict[str, str]],
-        on_death: Callable[[str], None],
+        on_end: OnEnd,
     ) -> Workers:
         """Start the workers. arguments: behind `deepfake-study`. environment: a worker's, there.
 
-        on_death is called with the name of each that died, where that can be known.
+        on_end is called with the name of each that died, where that can be known.
         """
         command = WorkerCommand(arguments, str(Path.cwd()), self.grace_s)
         log_dir = config.checkpoints_dir / "logs"
         match self.launcher:
             case Launcher.LOCAL:
                 env = environment()
-                return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_death)
+                return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_end)
             case Launcher.SLURM:
                 from study.slurm import submit
 

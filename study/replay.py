@@ -48,13 +48,14 @@ class Replay:
                 total += count
         return total
 
-    def reconcile(self, records: Sequence[SlotRecord]) -> int:
+    def reconcile(self) -> int:
         """Give each slot's run the state that the study database says; how many had another.
 
         Slots with undelivered entries are left alone. Raises TrackingError if MLflow is away.
         """
         with self.tracker.reached():
             runs = self.tracker.runs()
+            records = self.slots.records()  # behind the runs: of each there is a slot
             left = {journal.slot for journal in self.spool.journals()}
             doubtful = {n for n, run in runs.items() if _differs(run, records[n])} | left
             mended = sum(self._settle(slot) for slot in sorted(doubtful))

@@ -2,16 +2,23 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from deepfake.checkpoint import check_writable
+from deepfake.models import load_weights
+from deepfake.prepare import Prepared
+from study.config import StudyConfig, TrackingError
+from study.delivery import check_tracking, sync
 from study.launch import Lookout, outlives_its_parent, watch
+from study.objective import Inputs
 from study.place import Placement
 from study.records import SlotRecord
-from study.slots import Slots
+from study.slots import Slots, create_or_join
 from study.spool import Spool
-from study.worker import StopSignal
+from study.stop import StopSignal
+from study.worker import study_fingerprint
 
 
 class View(Protocol):
@@ -37,6 +44,21 @@ class Ended:
     @property
     def finished(self) -> bool:
         return all(record.finished for record in self.records)
+
+
+def begin(
+    config: StudyConfig, prepare: Callable[[StudyConfig], Prepared], warn: Callable[[str], None]
+) -> Slots:
+    """The study of config, created or joined, with its data prepared.
+
+    What can't work is said before data is touched: weights, checkpoints, the tracking store.
+    """
+    weights = load_weights(config.train.weights)
+    check_writable(config.checkpoints_dir)
+    if (warning := check_tracking(config)) is not None:
+        warn(warning)
+    inputs = Inputs.load(config, prepare(config), weights)
+    return create_or_join(config, study_fingerprint(config, inputs))
 
 
 def run_workers(
@@ -67,10 +89,9 @@ def run_workers(
         watch(workers, stop, lookout)
     with slots.impatient():
         records = slots.records()
-    return Ended(
-        records,
-        stop.number,
-        workers.worst,
-        workers.last_words() if workers.worst else "",
-        Spool.of(slots.config, slots.study_id).pending(),
-    )
+        undelivered = Spool.of(slots.config, slots.study_id).pending()
+    if undelivered and all(record.finished for record in records):
+        with suppress(TrackingError):  # what a worker had no time for
+            undelivered = sync(slots.config).waiting
+    last_words = workers.last_words() if workers.worst else ""
+    return Ended(records, stop.number, workers.worst, last_words, undelivered)

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from deepfake.config import UserError
 from study.config import StudyConfig, redact
 from study.database import exclusive
+from study.outage import LONGEST_WAIT_S
 from study.pruner import PeerMedianPruner
 from study.records import SlotRecord, record_of
 from study.silence import Silence
@@ -58,7 +59,8 @@ class Slots:
         self._storage = storage
         self.study = study
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._silence = Silence(2 * config.study.heartbeat_s)
+        # a live worker beats within this when the database is back
+        self._silence = Silence(2 * config.study.heartbeat_s + LONGEST_WAIT_S)
 
     def records(self) -> list[SlotRecord]:
         """Every slot, by number."""
@@ -160,9 +162,9 @@ class Slots:
         self._tell(slot, TrialState.FAIL)
         self.repair()
 
-    def free(self, slot: Slot) -> None:
+    def free(self, slot: Slot, reason: str = "stopped by a signal") -> None:
         """Give the slot back unfinished: another worker may have it at once."""
-        self._set_attr(slot, "reason", "stopped by a signal")
+        self._set_attr(slot, "reason", reason)
         self._tell(slot, TrialState.FAIL)
         self.repair()
 
@@ -176,10 +178,16 @@ class Slots:
             self._give_up(trial_id)
         self._fill()
 
-    def free_worker(self, worker: str) -> None:
-        """Take back at once what a worker known to be dead has left running."""
+    def free_worker(self, worker: str, reason: str | None = None) -> None:
+        """Take back at once what a worker known to have ended has left running.
+
+        reason: without it the worker died, which MAX_LOST counts.
+        """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get("worker") == worker:
+                if reason is not None:
+                    with suppress(UpdateFinishedTrialError):
+                        self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
                 self._give_up(trial._trial_id)
         self.repair()
 

@@ -80,6 +80,8 @@ def parameters(
     """The array's parameters, in submitit's names. Raises SlurmError if its time is too short."""
     minutes = own.get("time", own.get("timeout_min", DEFAULT_TIME_MIN))
     warning_s = own.get("signal_delay_s", round(command.grace_s) + REQUEUE_S)
+    if not isinstance(warning_s, int):
+        raise SlurmError(f"--slurm signal_delay_s={warning_s}: must be whole seconds")
     if 60 * minutes < 2 * warning_s:
         raise SlurmError(
             f"--slurm time={minutes}: the warning comes {warning_s} s before the end, which "

@@ -94,7 +94,7 @@ class Journal:
             with self.path.open("rb") as file:
                 file.seek(since)
                 content = file.read()
-        except FileNotFoundError:  # delivered and removed by another process
+        except OSError:  # delivered and removed by another process, or a folder that is none
             return []
         found, end = [], since
         for line in content.splitlines(keepends=True):
@@ -112,7 +112,7 @@ class Journal:
     def size(self) -> int:
         try:
             return self.path.stat().st_size
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     @property

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -21,13 +22,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from study.config import SearchConfig, redact
-from study.database import engine_kwargs, exclusive, has_tables, make_sqlite_safe, reason_of
+from study.database import engine_kwargs, exclusive, has_tables, make_safe, reason_of
 from study.outage import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
 
 T = TypeVar("T")
+
+
+class _Reading(threading.local):
+    """Whether this thread is in a call that only reads."""
+
+    on = False
 
 
 class Storage(RDBStorage):
@@ -50,9 +57,8 @@ class Storage(RDBStorage):
             skip_table_creation=skip_table_creation,
         )
         self.patience = patience
-        if self.engine.dialect.name == "sqlite":
-            # an engine with events of our own can't be given to RDBStorage: they join here
-            make_sqlite_safe(self.engine)
+        self.reading = _Reading()
+        make_safe(self.engine, lambda: self.reading.on)  # here: RDBStorage made the engine
 
     def claim(self, trial_id: int, worker: str, token: str) -> bool:
         """Make a waiting trial this worker's, with its first heartbeat; False if it is another's.
@@ -161,39 +167,46 @@ def _beat(session: Session, trial_id: int) -> None:
         beat.heartbeat = sqlalchemy.func.current_timestamp()
 
 
-def _outliving(name: str) -> Callable[..., Any]:
+def _outliving(name: str, *, reads: bool) -> Callable[..., Any]:
     method = getattr(RDBStorage, name)
 
     @functools.wraps(method)
     def outliving(self: Storage, *arguments: Any, **more: Any) -> Any:
-        return self._outlive(lambda: method(self, *arguments, **more))
+        self.reading.on = reads
+        try:
+            return self._outlive(lambda: method(self, *arguments, **more))
+        finally:
+            self.reading.on = False
 
     return outliving
 
 
-# Reads, and writes that may be repeated because they leave the same. create_new_study, too: Optuna
-# loads a study that is there. Not create_new_trial: slots are added by add_slot_trial.
-for _name in (
-    "create_new_study",
-    "set_study_user_attr",
-    "set_study_system_attr",
+_READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
     "get_study_directions",
     "get_study_user_attrs",
     "get_study_system_attrs",
     "get_all_studies",
-    "_set_trial_param",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
     "get_trial",
     "get_trial_id_from_study_id_trial_number",
     "_get_trials",
     "_get_best_trial_id",
     "_get_stale_trial_ids",
-):
-    setattr(Storage, _name, _outliving(_name))
+)
+# They may be repeated: they leave the same. create_new_study, too: Optuna loads a study that is
+# there. Not create_new_trial: slots are added by add_slot_trial.
+_WRITES = (
+    "create_new_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "_set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+)
+for _name in (*_READS, *_WRITES):
+    setattr(Storage, _name, _outliving(_name, reads=_name in _READS))
 
 
 def open_storage(
@@ -239,7 +252,7 @@ def _open(search: SearchConfig, patience: Patience) -> Storage:
         with exclusive(search.storage.get_secret_value()):
             return Storage(search, patience, skip_table_creation=False)
     except SQLAlchemyError as error:
-        if is_outage(error) and is_final(error):
+        if not is_outage(error) or is_final(error):
             raise ValueError(reason_of(search.storage.get_secret_value(), error)) from None
         raise
 

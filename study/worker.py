@@ -1,8 +1,7 @@
-"""Claim a slot, run it, next; what a signal and what a failure mean."""
+"""Claim a slot, run it, next; what a failure means."""
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -10,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 
@@ -21,10 +19,11 @@ from study.config import StudyConfig, fingerprint
 from study.delivery import Delivery
 from study.lease import Lease
 from study.objective import Attempt, Inputs, Outcome, run_trial
-from study.outage import StorageAway
+from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
 from study.slots import Slot, SlotLost, Slots, create_or_join
 from study.spool import SlotRun, Spool, SpoolError
+from study.stop import Stopped, StopSignal, exit_within
 
 log = logging.getLogger(__name__)
 
@@ -34,58 +33,6 @@ STALLED = 70  # exit code of a worker whose trial hung: a death, so that another
 
 class TooManyFailed(Exception):
     """More slots than study.max_failed have failed."""
-
-
-class Stopped(Exception):
-    """A signal asked for the end; the partial epoch is dropped."""
-
-
-class StopSignal:
-    """SIGINT and SIGTERM: the first asks for a clean end, the second ends a worker at once."""
-
-    def __init__(self, *, second_exits: bool) -> None:
-        self.number: int | None = None  # the first signal
-        self.count = 0
-        self._second_exits = second_exits
-
-    def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def follow_parent(self, parent: int) -> None:
-        """Ask for a clean end when the process that started this one is gone."""
-
-        def watch() -> None:
-            while os.getppid() == parent:
-                time.sleep(POLL_S)
-            self.number = self.number or signal.SIGTERM
-
-        threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-    def end_within(self, grace_s: float) -> None:
-        """End the process when a clean end takes longer: a batch that hangs, a store away."""
-
-        def watch() -> None:
-            while self.number is None:
-                time.sleep(POLL_S / 4)
-            time.sleep(grace_s)
-            log.error("no clean end within %g s: the slot comes back with its lease", grace_s)
-            os._exit(128 + self.number)
-
-        threading.Thread(target=watch, name="grace", daemon=True).start()
-
-    def asked(self) -> bool:
-        return self.number is not None
-
-    def check(self) -> None:
-        if self.asked():
-            raise Stopped
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1 and self._second_exits:
-            os._exit(128 + number)  # the launcher, or the lease, frees the slot
-        self.number = self.number or number
 
 
 def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[SlotRecord]:
@@ -109,7 +56,7 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
             if all(record.finished for record in records):
                 for record in records:  # of workers that were killed behind their result
                     checkpoints_of(slots, record.number).remove()
-                delivery.study_ended(records)
+                delivery.study_ended()
                 return records
             slot = slots.claim(worker)
             if slot is None:  # a running one may still come back
@@ -166,7 +113,11 @@ def _run_slot(
     device: torch.device,
     stop: StopSignal,
 ) -> None:
-    run = spool.run(slot.number, slot.attempt)
+    try:
+        run = spool.run(slot.number, slot.attempt)
+    except SpoolError as error:
+        slots.free(slot, str(error))
+        raise
     lease = Lease(slots, slot, lambda: _end_stalled(slot, slots, run))
     checkpoints = checkpoints_of(slots, slot.number, slot.attempt)
     attempt = Attempt(slot, lease, checkpoints, slots, run)
@@ -208,8 +159,8 @@ def _settled(attempt: Attempt) -> Iterator[None]:
         else:
             attempt.run.end("waiting", None)
         raise
-    except (CheckpointError, SpoolError):  # this machine can't go on; another may
-        slots.free(slot)
+    except (CheckpointError, SpoolError) as error:  # this machine can't go on; another may
+        slots.free(slot, str(error))
         raise
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -222,11 +173,16 @@ def _settled(attempt: Attempt) -> Iterator[None]:
 def _end_stalled(slot: Slot, slots: Slots, run: SlotRun) -> None:
     """From the lease's thread: the trial's own can't be interrupted, so the process ends."""
     reason = f"no progress for {slots.config.study.stall_s} s (study.stall_s)"
+    exit_within(OUTAGE_S, STALLED)
     log.error("slot %d: %s", slot.number, reason)
     main = sys._current_frames()[threading.main_thread().ident or 0]
-    slots.fail(slot, reason, retry=True)
-    run.fail(reason, "".join(traceback.format_stack(main)))
-    os._exit(STALLED)
+    try:
+        slots.fail(slot, reason, retry=True)
+        run.fail(reason, "".join(traceback.format_stack(main)))
+    except Exception:  # then the slot comes back with its lease
+        log.exception("slot %d: its end can't be told", slot.number)
+    finally:
+        os._exit(STALLED)
 
 
 def _wait_for_data(config: StudyConfig, stop: StopSignal) -> Prepared:

@@ -10,16 +10,23 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 PASSWORD = "c4nary-p4ssword"  # must be found nowhere that a study writes
 
 
-@dataclass(frozen=True)
 class Postgres:
-    bin_dir: Path
-    port: int
+    """Stopped and started on one port, with one set of data."""
+
+    def __init__(self, bin_dir: Path, root: Path) -> None:
+        """root: an empty folder that the server's user may enter."""
+        self.bin_dir = bin_dir
+        self.root = root
+        self.port = _free_port()
+        # root may not run it
+        self._user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._init()
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -32,6 +39,51 @@ class Postgres:
         )
         return f"postgresql+psycopg://tester:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
+    def start(self) -> None:
+        """Returns when it takes connections; nothing if it runs already."""
+        if self._server is not None:
+            return
+        with (self.root / "log").open("ab") as log:
+            # itself, not pg_ctl: after a SIGKILL we reap our own child
+            self._server = subprocess.Popen(
+                [self.bin_dir / "postgres", "-D", self.root / "data"],
+                stdout=log,
+                stderr=log,
+                cwd=self.root,
+                **self._user,
+            )
+        _wait_until_ready(self.bin_dir, self.port, self._server)
+
+    def stop(self, how: int = signal.SIGINT) -> None:
+        """SIGINT: clients are cut off. SIGQUIT: at once, and the next start recovers."""
+        if self._server is None:
+            return
+        self._server.send_signal(how)
+        self._server.wait(timeout=30)
+        self._server = None
+
+    def _init(self) -> None:
+        data, password_file = self.root / "data", self.root / "password"
+        password_file.write_text(PASSWORD)
+        if self._user:
+            shutil.chown(self.root, "postgres")
+        init = ["-A", "scram-sha-256", "-U", "tester", "--no-sync", "--no-instructions"]
+        init += ["-E", "UTF8", "--locale=C.UTF-8", f"--pwfile={password_file}", "-D", str(data)]
+        subprocess.run(
+            [self.bin_dir / "initdb", *init],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.root,
+            **self._user,
+        )
+        with (data / "postgresql.conf").open("a") as file:
+            # synchronous_commit stays on: what was committed must survive SIGQUIT
+            file.write(
+                f"listen_addresses='127.0.0.1'\nport={self.port}\nfsync=off\n"
+                "full_page_writes=off\nshared_buffers=32MB\n"
+                f"unix_socket_directories='{self.root}'\n"
+            )
+
 
 def find_binaries() -> Path | None:
     """The newest server on this machine, or None."""
@@ -42,37 +94,16 @@ def find_binaries() -> Path | None:
 
 @contextmanager
 def running(bin_dir: Path) -> Iterator[Postgres]:
-    """Starts a server in a fresh folder, and stops it by its own process."""
-    # root may not run it
-    user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    """A server in a fresh folder, stopped by its own process."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         root.chmod(0o755)
-        data, password_file = root / "data", root / "password"
-        password_file.write_text(PASSWORD)
-        if user:
-            shutil.chown(root, "postgres")
-        init = ["-A", "scram-sha-256", "-U", "tester", "--no-sync", "--no-instructions"]
-        init += ["-E", "UTF8", "--locale=C.UTF-8", f"--pwfile={password_file}", "-D", str(data)]
-        subprocess.run(
-            [bin_dir / "initdb", *init], check=True, stdout=subprocess.DEVNULL, cwd=root, **user
-        )
-        port = _free_port()
-        with (data / "postgresql.conf").open("a") as file:
-            file.write(
-                f"listen_addresses='127.0.0.1'\nport={port}\nfsync=off\nsynchronous_commit=off\n"
-                f"full_page_writes=off\nshared_buffers=32MB\nunix_socket_directories='{root}'\n"
-            )
-        with (root / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [bin_dir / "postgres", "-D", data], stdout=log, stderr=log, cwd=root, **user
-            )
+        server = Postgres(bin_dir, root)
         try:
-            _wait_until_ready(bin_dir, port, server)
-            yield Postgres(bin_dir, port)
+            server.start()
+            yield server
         finally:
-            server.send_signal(signal.SIGINT)  # a fast stop: SIGTERM waits for clients
-            server.wait(timeout=20)
+            server.stop()
 
 
 def _wait_until_ready(bin_dir: Path, port: int, server: subprocess.Popen[bytes]) -> None:

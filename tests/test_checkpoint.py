@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepfake.checkpoint import CheckpointError, Checkpoints
+from deepfake.checkpoint import CheckpointError, Checkpoints, check_writable
 from deepfake.config import UserError
 
 N = 4096  # weights: 16 KB, most of a file
@@ -391,3 +391,17 @@ def test_removing_leaves_nothing_of_the_slot_and_all_of_its_neighbour(folder):
     assert not folder.exists()
     assert files.load() is None
     assert epoch_of(neighbour.load()) == 0
+
+
+def test_a_file_that_cannot_be_read_costs_an_epoch_and_no_attempt(folder):
+    Checkpoints(folder).save(0, state_of(0))
+    (folder / "e0001.a0.pt").mkdir()  # IsADirectoryError, as a share in trouble has its own
+    resumed = Checkpoints(folder)
+    assert epoch_of(resumed.load()) == 0
+    assert resumed.damaged == ["e0001.a0.pt"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"study\.checkpoints_dir: .*file/below can't be"):
+        check_writable(tmp_path / "file" / "below")

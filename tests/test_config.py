@@ -192,3 +192,10 @@ def test_a_url_put_in_the_wrong_place_does_not_show_its_password(
     with pytest.raises(ConfigError) as caught:
         make_config(override)
     assert "c4nary" not in str(caught.value)
+
+
+def test_a_storage_url_within_a_section_is_refused_without_showing_it() -> None:
+    section = "study={n_trials: 3, storage: 'postgresql+psycopg://me:c4nary@host/db'}"
+    with pytest.raises(ConfigError, match=r"--set study\.storage=URL") as caught:
+        load_config(REPOSITORY / "configs/sample.yaml", [section])
+    assert "c4nary" not in str(caught.value)

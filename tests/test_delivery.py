@@ -102,7 +102,7 @@ def test_a_live_workers_journal_is_left_to_it_until_the_study_ends(
     assert delivery.spool.pending(0) > 0
     finish(slots)
     with Delivery(slots.config, slots, spool_of(slots)) as delivery:
-        delivery.study_ended(slots.records())
+        delivery.study_ended()
     assert not delivery.spool.folder.exists()
     found = image(slots)
     assert sorted(found["slots"]) == [0, 1]
@@ -113,7 +113,7 @@ def test_at_the_studys_end_the_run_of_a_killed_worker_gets_its_true_state(slots:
     start(spool_of(slots).run(0, 0))  # killed behind its last word to the study
     finish(slots)
     with Delivery(slots.config, slots, spool_of(slots)) as delivery:
-        delivery.study_ended(slots.records())
+        delivery.study_ended()
     [run] = image(slots)["slots"][0]
     assert (run["status"], run["tags"]["state"]) == ("FINISHED", "complete")
 
@@ -188,7 +188,7 @@ def study(slots: Slots, between: Callable[[int, int], None] = lambda slot, epoch
             run.log_result(result(0.6, 0.5, 0.6 - 2 / 10), LABELS)
             slots.complete(slot, 0.6)
             run.end("complete", None)
-        delivery.study_ended(slots.records())
+        delivery.study_ended()
 
 
 @pytest.fixture

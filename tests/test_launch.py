@@ -19,7 +19,8 @@ from study.command import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
 from study.launch import LocalWorkers, Lookout, assign_gpus, visible_gpus, watch
 from study.outage import StorageAway
 from study.place import Launcher, Placement
-from study.worker import StopSignal, worker_name
+from study.stop import StopSignal
+from study.worker import worker_name
 from tests.exact import assert_exact, holders, wait_for
 from tests.runs import Folder
 
@@ -139,12 +140,13 @@ def started(
     script: str,
     tmp_path: Path,
     gpus: Sequence[str | None] = (None,),
-    died: list[str] | None = None,
+    ended: list[tuple[str, str | None]] | None = None,
     grace_s: float = 25.0,
 ) -> LocalWorkers:
     command = Scripted((script,), str(tmp_path), grace_s)
-    deaths = [] if died is None else died
-    return LocalWorkers(command, gpus, dict(os.environ), tmp_path / "logs", deaths.append)
+    ends = [] if ended is None else ended
+    logs = tmp_path / "logs"
+    return LocalWorkers(command, gpus, dict(os.environ), logs, lambda *end: ends.append(end))
 
 
 def until_ended(workers: LocalWorkers) -> None:
@@ -164,23 +166,26 @@ def test_a_worker_that_dies_is_replaced_on_its_gpu_and_not_for_ever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    died: list[str] = []
+    ended: list[tuple[str, str | None]] = []
     with caplog.at_level(logging.WARNING):
-        workers = started(script, tmp_path, ["7"], died)
+        workers = started(script, tmp_path, ["7"], ended)
         first = workers.workers[0]
         until_ended(workers)
-    assert len(died) == 1 + MAX_RESTARTS
-    assert died[0] == worker_name(first.process.pid)
+    assert len(ended) == 1 + MAX_RESTARTS
+    assert ended[0] == (worker_name(first.process.pid), None)
     assert workers.worst == 1
     assert "a worker died (exit code -9)" in caplog.text
 
 
 @pytest.mark.parametrize("code", [0, 2, 3])
 def test_a_worker_that_chose_its_end_is_not_replaced(code: int, tmp_path: Path) -> None:
-    died: list[str] = []
-    workers = started(f"print('error: said'); raise SystemExit({code})", tmp_path, died=died)
+    ended: list[tuple[str, str | None]] = []
+    workers = started(f"print('error: said'); raise SystemExit({code})", tmp_path, ended=ended)
     until_ended(workers)
-    assert (workers.worst, died) == (code, [])
+    assert workers.worst == code
+    assert [why for _, why in ended] == (
+        [f"its worker ended with exit code {code}"] if code else []
+    )
     assert workers.last_words() == "error: said"
 
 
@@ -246,7 +251,7 @@ class FakeSlots:
     def impatient(self) -> Any:
         return nullcontext()
 
-    def free_worker(self, worker: str) -> None:
+    def free_worker(self, worker: str, reason: str | None) -> None:
         self._ask()
         self.freed.append(worker)
 
@@ -264,7 +269,7 @@ def test_a_database_that_is_away_costs_a_look_and_no_slot(monkeypatch: pytest.Mo
     monkeypatch.setattr(launch, "AWAY_S", 0.0)
     slots, shown = FakeSlots(away=2), []
     lookout = Lookout(slots, shown.append)  # type: ignore[arg-type]
-    lookout.free("host:12")
+    lookout.free("host:12", None)
     assert [lookout.look(), lookout.look()] == [False, False]
     assert (slots.freed, shown) == ([], [])
     assert lookout.look()

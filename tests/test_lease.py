@@ -1,8 +1,11 @@
 """The lease of a claimed slot: fencing and the watchdog."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 
 import pytest
 
@@ -78,3 +81,25 @@ def test_a_trial_with_progress_is_left_alone(slots: Slots) -> None:
         make_progress(lease, 4)  # twice study.stall_s
     assert not stalled.is_set()
     assert slots.records()[0].state == "running"
+
+
+@pytest.mark.slow
+def test_time_in_which_the_process_was_frozen_is_no_stall(slots: Slots) -> None:
+    process = get_context("spawn").Process(target=hold_for_a_minute, args=(slots.config,))
+    process.start()
+    while slots.records()[0].state != "running":
+        time.sleep(0.1)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(3)  # above study.stall_s
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1.5)  # a beat looks
+    assert process.is_alive()
+    process.kill()
+
+
+def hold_for_a_minute(config: StudyConfig) -> None:
+    slots = join(config)
+    lease = claim(slots, lambda: os._exit(70))
+    with lease.held():
+        make_progress(lease, 60)

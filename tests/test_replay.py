@@ -288,7 +288,8 @@ def test_a_slot_that_a_frozen_process_delivers_holds_up_no_other(
         train(spool.run(slot, 0), epochs=1)
     with spool.lock("slot_000"):
         assert replay.deliver_all() == spool.journals()[0].pending
-        assert replay.reconcile(as_records(slots, monkeypatch, "complete", "complete")) == 0
+        as_records(slots, monkeypatch, "complete", "complete")
+        assert replay.reconcile() == 0
         assert spool.pending(0) > 0
     assert replay.deliver(0) > 0
 
@@ -360,13 +361,13 @@ def test_every_run_gets_the_state_that_the_study_says(
             run.end(said, TRUE[said][1] or None)
     replay.deliver_all()
     run_ids = [record.run_id for record in slots.records()]
-    records = as_records(slots, monkeypatch, *(true for _, true in pairs))
-    assert replay.reconcile(records) == len(TRUE) * (len(TRUE) - 1)
+    as_records(slots, monkeypatch, *(true for _, true in pairs))
+    assert replay.reconcile() == len(TRUE) * (len(TRUE) - 1)
     for run_id, (_, true) in zip(run_ids, pairs, strict=True):
         found = client(slots).get_run(run_id)
         assert (found.info.status, found.data.tags.get("reason", "")) == TRUE[true]
         assert found.data.tags["state"] == true
-    assert replay.reconcile(records) == 0
+    assert replay.reconcile() == 0
 
 
 def test_a_slot_with_undelivered_entries_is_left_alone(
@@ -377,7 +378,8 @@ def test_a_slot_with_undelivered_entries_is_left_alone(
     replay.deliver_all()
     run.log_epoch(stats(0, 0.6))
     run_id = the_run(slots, 0).info.run_id
-    assert replay.reconcile(as_records(slots, monkeypatch, "complete")) == 0
+    as_records(slots, monkeypatch, "complete")
+    assert replay.reconcile() == 0
     assert client(slots).get_run(run_id).info.status == "RUNNING"
 
 
@@ -391,12 +393,15 @@ def test_the_parent_run_ends_with_the_study_and_begins_again_with_new_slots(
     def parent() -> str:
         return client(slots).get_run(replay.tracker.parent_id).info.status
 
-    replay.reconcile(as_records(slots, monkeypatch, "running", "complete"))
+    as_records(slots, monkeypatch, "running", "complete")
+    replay.reconcile()
     assert (parent(), len(spool.journals())) == ("RUNNING", 1)
     all_states = ("complete", "pruned", "failed", "complete")
-    replay.reconcile(as_records(slots, monkeypatch, *all_states))
+    as_records(slots, monkeypatch, *all_states)
+    replay.reconcile()
     assert (parent(), spool.folder.exists()) == ("FINISHED", False)
-    replay.reconcile(as_records(slots, monkeypatch, *all_states[:3], "waiting"))
+    as_records(slots, monkeypatch, *all_states[:3], "waiting")
+    replay.reconcile()
     assert parent() == "RUNNING"
 
 

@@ -17,7 +17,16 @@ from optuna.trial import TrialState
 
 from study.config import StudyConfig
 from study.records import best_of, summary
-from study.slots import NoStudy, SlotLost, Slots, StudyMismatch, create_or_join, free_name, join
+from study.slots import (
+    MAX_LOST,
+    NoStudy,
+    SlotLost,
+    Slots,
+    StudyMismatch,
+    create_or_join,
+    free_name,
+    join,
+)
 from study.space import suggest
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
@@ -174,6 +183,16 @@ def test_a_slot_that_kills_its_workers_has_failed_in_the_end(
     record = slots.records()[0]
     assert record.state == "failed"
     assert record.reason == "its worker died 5 times in a row without one more epoch"
+
+
+def test_being_stopped_kills_no_slot_however_often(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    for _ in range(MAX_LOST + 1):
+        slots.claim("host:1")
+        slots.free_worker("host:1", "its worker ended with exit code 130")
+    assert states(slots)[0] == "waiting"
 
 
 def test_one_worker_learns_from_all_slots_finished_so_far(

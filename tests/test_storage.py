@@ -13,7 +13,7 @@ import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._rdb import storage as optuna_rdb
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from study import storage as own_storage
@@ -49,6 +49,26 @@ def test_an_sqlite_transaction_takes_the_write_lock_before_it_reads(
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("BEGIN IMMEDIATE")
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_who_only_reads_holds_up_no_writer(make_config: MakeConfig) -> None:
+    storage = open_storage(make_config().study)
+    optuna.create_study(study_name="sample", storage=storage)
+    begun: list[str] = []
+
+    @event.listens_for(storage.engine, "before_cursor_execute")
+    def listen(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("BEGIN"):
+            begun.append(statement)
+
+    storage.get_all_studies()
+    storage.get_all_trials(1)
+    storage.set_study_user_attr(1, "key", "value")
+    storage.add_slot_trial(1, slot_trial(0))
+    storage.get_trial(1)
+    storage.claim(1, "host:1", "token")
+    immediate = "BEGIN IMMEDIATE"
+    assert begun == ["BEGIN", "BEGIN", immediate, immediate, "BEGIN", immediate]
 
 
 def count_up(path: Path, url: str) -> None:
@@ -95,6 +115,21 @@ def test_a_wrong_password_is_not_shown(make_config: MakeConfig, postgres: Postgr
     with pytest.raises(StorageError, match="password authentication failed") as caught:
         open_storage(make_config(storage=url).study)
     assert "wr0ng-canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "another tool's database"])
+def test_a_patient_worker_does_not_wait_for_what_no_waiting_mends(
+    kind: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "study.db"
+    if kind == "a folder":
+        path.mkdir()
+    else:
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            other.execute("INSERT INTO alembic_version VALUES ('theirs')")
+    with pytest.raises(StorageError, match=r"study\.storage: sqlite:"):
+        open_storage(make_config().study, patient=True)
 
 
 def test_looking_at_a_study_creates_no_database(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -250,8 +285,9 @@ def test_a_beat_for_a_trial_that_is_over_says_so(storage: Storage) -> None:
 
 @pytest.mark.slow
 def test_a_session_keeps_utc_and_loses_a_transaction_that_hangs(
-    make_config: MakeConfig, postgres: Postgres
+    make_config: MakeConfig, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
     opened = open_storage(make_config(storage=postgres.new_database()).study)
     with opened.engine.connect() as connection:
         for setting, value in (

@@ -19,10 +19,9 @@ from study.objective import Attempt, Outcome, begin_run
 from study.outage import StorageAway
 from study.slots import Slot, join
 from study.space import suggest
+from study.stop import Stopped, StopSignal
 from study.worker import (
     STALLED,
-    Stopped,
-    StopSignal,
     TooManyFailed,
     pick_device,
     set_up,
