@@ -18,6 +18,7 @@ from deepfake.config import UserError
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # of what fit saves; another release's counts as damaged
 KEPT = 2  # the newest, and the one before in case it is damaged
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _NAME = re.compile(r"e(\d{4,})\.a(\d+)\.pt")
@@ -58,7 +59,7 @@ class Checkpoints:
         path = self.folder / f"e{epoch:04d}.a{self.attempt}.pt"
         partial = path.with_suffix(".partial")
         content = io.BytesIO()
-        torch.save(state, content)
+        torch.save({"format": FORMAT, "state": state}, content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -118,8 +119,12 @@ def _loaded(path: Path, content: bytes) -> dict[str, Any] | None:
     if hashlib.sha256(body).digest() != digest:
         return None
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception:  # pickle's and torch's own kinds
         log.exception("%s can't be loaded", path)
         return None
+    if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
+        log.warning("%s is of another release", path)
+        return None
+    state: dict[str, Any] = loaded["state"]
     return state

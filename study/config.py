@@ -124,6 +124,7 @@ class SearchConfig(Frozen):
     prune_min_peers: PositiveInt = 2  # finished peers of the variant before anything is pruned
     prune_patience: PositiveInt = 2  # epochs without improvement before pruning may strike
     max_attempts: PositiveInt = 2  # of a slot that raises; a killed one is tried again
+    max_lost: PositiveInt = 5  # workers that died of a slot in a row, without one more epoch
     max_failed: NonNegativeInt = 10  # failed slots; one more ends the study
     heartbeat_s: PositiveInt = 10
     lease_s: PositiveInt = 60  # a worker silent for longer has lost its slot

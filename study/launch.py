@@ -13,16 +13,13 @@ from typing import Protocol
 
 from deepfake.config import UserError
 from study.command import MAX_RESTARTS, POLL_S, SLACK_S, WorkerCommand, as_shell, is_death, new_log
-from study.outage import StorageError
-from study.records import SlotRecord
-from study.slots import Slots
+from study.lookout import Lookout
 from study.stop import StopSignal
 from study.worker import worker_name
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
-AWAY_S = 5.0  # between two looks at a study database that is away
 
 
 OnEnd = Callable[[str, str | None], None]
@@ -46,36 +43,6 @@ class Workers(Protocol):
         """The last line that one of them wrote."""
 
 
-class Lookout:
-    """Shows the study while workers run, and frees the slots of those that ended."""
-
-    def __init__(self, slots: Slots, show: Callable[[Sequence[SlotRecord]], None]) -> None:
-        self._slots = slots
-        self._show = show
-        self._ended: list[tuple[str, str | None]] = []
-        self._not_before = 0.0
-
-    def free(self, worker: str, reason: str | None) -> None:
-        """See Slots.free_worker."""
-        self._ended.append((worker, reason))
-
-    def look(self) -> bool:
-        """Whether all slots are finished. With the database away: False, and another time."""
-        if time.monotonic() < self._not_before:
-            return False
-        try:
-            with self._slots.impatient():
-                while self._ended:
-                    self._slots.free_worker(*self._ended[0])
-                    self._ended.pop(0)
-                records = self._slots.records()
-        except StorageError:
-            self._not_before = time.monotonic() + AWAY_S
-            return False
-        self._show(records)
-        return all(record.finished for record in records)
-
-
 def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
     """Until no worker is left. Signals are passed on, each once.
 
@@ -83,18 +50,18 @@ def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
     no longer matters.
     """
     passed_on, deadline = 0, math.inf
-    while workers.poll():
-        if lookout.look() and deadline == math.inf:
-            workers.drop_waiting()
-            deadline = time.monotonic() + LINGER_S
-        if time.monotonic() > deadline:
-            workers.end(signal.SIGTERM)
-            deadline = time.monotonic() + LINGER_S
-        # a parent that went away asks without a signal
-        while passed_on < max(stop.count, int(stop.asked())):
-            passed_on += 1
-            workers.end(stop.number or signal.SIGTERM)
-    lookout.look()
+    with lookout.looking():
+        while workers.poll():
+            if lookout.finished and deadline == math.inf:
+                workers.drop_waiting()
+                deadline = time.monotonic() + LINGER_S
+            if time.monotonic() > deadline:
+                workers.end(signal.SIGTERM)
+                deadline = time.monotonic() + LINGER_S
+            # a parent that went away asks without a signal
+            while passed_on < max(stop.count, int(stop.asked())):
+                passed_on += 1
+                workers.end(stop.number or signal.SIGTERM)
 
 
 def visible_gpus(setting: str | None, count: int) -> list[str]:

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import PendingRollbackError as HalfDone
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    PendingRollbackError,
+)
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from deepfake.config import UserError
@@ -94,7 +99,7 @@ def is_outage(error: BaseException) -> bool:
     """Whether a later try may succeed: the connection was lost, refused, or waited too long."""
     if isinstance(error, StorageInternalError):
         return error.__cause__ is None or is_outage(error.__cause__)
-    if isinstance(error, HalfDone):  # the connection was lost within a transaction
+    if isinstance(error, PendingRollbackError):  # the connection was lost within a transaction
         return True
     if isinstance(error, sqlite3.OperationalError):  # before SQLAlchemy could wrap it
         return True
@@ -105,4 +110,5 @@ def is_outage(error: BaseException) -> bool:
 
 def is_final(error: BaseException) -> bool:
     """An outage that is none: no waiting lets this user into this database."""
-    return any(words in str(error) for words in _FINAL)
+    said = f"{error} {error.__cause__}"  # Optuna's own errors have the driver's behind them
+    return any(words in said for words in _FINAL)

@@ -72,6 +72,19 @@ def record_of(
     )
 
 
+def lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
+    """The last attempts that ended with no word from their worker, and brought no epoch."""
+    count = 0
+    before = [0, *(len(trial.intermediate_values) for trial in trials)]
+    for trial, epochs_before in zip(reversed(trials), reversed(before[:-1]), strict=True):
+        if trial.state != TrialState.FAIL or "reason" in trial.user_attrs:
+            break
+        count += 1
+        if len(trial.intermediate_values) > epochs_before:
+            break
+    return count
+
+
 def best_of(records: Sequence[SlotRecord]) -> SlotRecord | None:
     """The complete slot of the lowest validation loss; of equals, the first."""
     complete = [record for record in records if record.state == "complete"]

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deepfake.checkpoint import check_writable
+from deepfake.config import UserError
 from deepfake.models import load_weights
 from deepfake.prepare import Prepared
-from study.config import StudyConfig, TrackingError
+from study.config import StudyConfig
 from study.delivery import check_tracking, sync
-from study.launch import Lookout, outlives_its_parent, watch
+from study.launch import outlives_its_parent, watch
+from study.lookout import Lookout
 from study.objective import Inputs
 from study.place import Placement
 from study.records import SlotRecord
@@ -87,11 +89,12 @@ def run_workers(
     stop.listen()  # again: Ray took SIGTERM
     with view(before):
         watch(workers, stop, lookout)
+    stop.unlisten()
     with slots.impatient():
         records = slots.records()
         undelivered = Spool.of(slots.config, slots.study_id).pending()
-    if undelivered and all(record.finished for record in records):
-        with suppress(TrackingError):  # what a worker had no time for
+    if undelivered and not stop.asked() and all(record.finished for record in records):
+        with suppress(UserError):  # what a worker had no time for; `sync` can be called again
             undelivered = sync(slots.config).waiting
     last_words = workers.last_words() if workers.worst else ""
     return Ended(records, stop.number, workers.worst, last_words, undelivered)

@@ -14,19 +14,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from deepfake.config import UserError
 from study.config import StudyConfig, redact
 from study.database import exclusive
+from study.mismatch import StudyMismatch, refuse_other
 from study.outage import LONGEST_WAIT_S
 from study.pruner import PeerMedianPruner
-from study.records import SlotRecord, record_of
+from study.records import SlotRecord, lost_in_a_row, record_of
 from study.silence import Silence
 from study.space import sampler
 from study.storage import Storage, open_storage
 
-MAX_LOST = 5  # killed workers of a slot, without one more epoch: it is the slot that kills them
 _RUN_ID = "run_id:"  # a study attribute a slot: a finished trial takes no more attributes
-
-
-class StudyMismatch(UserError):
-    """This worker's data or settings are not those the study was created with."""
 
 
 class NoStudy(UserError):
@@ -84,7 +80,7 @@ class Slots:
 
     def refuse_other(self, fingerprint: dict[str, Any]) -> None:
         """Raises StudyMismatch if the study was created with other data or settings."""
-        _refuse_other(self.config.name, self.attributes()["fingerprint"], fingerprint)
+        refuse_other(self.config.name, self.attributes()["fingerprint"], fingerprint)
 
     def set_attribute(self, key: str, value: Any) -> None:
         self.study.set_user_attr(key, value)
@@ -175,20 +171,20 @@ class Slots:
         """
         stale = self._storage._get_stale_trial_ids(self._study_id)
         for trial_id in self._silence.confirmed(stale, self._storage.patience.outages):
-            self._give_up(trial_id)
+            self._storage.give_up(trial_id, if_silent=True)
         self._fill()
 
     def free_worker(self, worker: str, reason: str | None = None) -> None:
         """Take back at once what a worker known to have ended has left running.
 
-        reason: without it the worker died, which MAX_LOST counts.
+        reason: without it the worker died, which study.max_lost counts.
         """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get("worker") == worker:
                 if reason is not None:
                     with suppress(UpdateFinishedTrialError):
                         self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-                self._give_up(trial._trial_id)
+                self._storage.give_up(trial._trial_id, if_silent=False)
         self.repair()
 
     def _fill(self) -> None:
@@ -218,8 +214,8 @@ class Slots:
         final = any(trial.user_attrs.get("final") for trial in raised)
         if final or len(raised) >= self.config.study.max_attempts:
             return str(raised[-1].user_attrs["reason"])
-        if _lost_in_a_row(trials) >= MAX_LOST:
-            return f"its worker died {MAX_LOST} times in a row without one more epoch"
+        if lost_in_a_row(trials) >= (lost := self.config.study.max_lost):
+            return f"its worker died {lost} times in a row without one more epoch"
         return None
 
     def _add(
@@ -248,11 +244,6 @@ class Slots:
         with _lost_if_finished(slot):
             self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
 
-    def _give_up(self, trial_id: int) -> None:
-        # it may have ended meanwhile
-        with suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
 
 def create_or_join(
     config: StudyConfig,
@@ -278,7 +269,7 @@ def create_or_join(
     storage.set_study_attr_once(slots._study_id, "id", uuid.uuid4().hex)
     # last: without it, not yet created
     theirs = storage.set_study_attr_once(slots._study_id, "fingerprint", fingerprint)
-    _refuse_other(config.name, theirs, fingerprint)
+    refuse_other(config.name, theirs, fingerprint)
     existing = len(slots.records())
     if config.study.n_trials < existing:
         raise StudyMismatch(
@@ -310,37 +301,6 @@ def free_name(config: StudyConfig) -> str:
     taken = {study.study_name for study in storage.get_all_studies()}
     names = itertools.chain([config.name], (f"{config.name}-{n}" for n in itertools.count(2)))
     return next(name for name in names if name not in taken)
-
-
-def _refuse_other(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    differing = [
-        f"{key} was {_short(theirs.get(key))}, is {_short(ours.get(key))}"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
-    if differing:
-        raise StudyMismatch(
-            f"study '{name}' was created with other data or settings ({'; '.join(differing)}); "
-            "undo the change, or begin a new study: deepfake-study run CONFIG --new"
-        )
-
-
-def _lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
-    """The last attempts that ended with no word from their worker, and brought no epoch."""
-    count = 0
-    before = [0, *(len(trial.intermediate_values) for trial in trials)]
-    for trial, epochs_before in zip(reversed(trials), reversed(before[:-1]), strict=True):
-        if trial.state != TrialState.FAIL or "reason" in trial.user_attrs:
-            break
-        count += 1
-        if len(trial.intermediate_values) > epochs_before:
-            break
-    return count
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text  # a sha256
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
+    def unlisten(self) -> None:
+        """There is nothing left to end cleanly: a signal ends this process."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
     def follow_parent(self, parent: int) -> None:
         """Ask for a clean end when the process that started this one is gone."""
 

@@ -6,7 +6,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,7 @@ class Storage(RDBStorage):
             skip_table_creation=skip_table_creation,
         )
         self.patience = patience
+        self.lease_s = search.lease_s
         self.reading = _Reading()
         make_safe(self.engine, lambda: self.reading.on)  # here: RDBStorage made the engine
 
@@ -100,6 +101,24 @@ class Storage(RDBStorage):
             return True
 
         return self._outlive(write)
+
+    def give_up(self, trial_id: int, *, if_silent: bool) -> None:
+        """End a running trial for its worker; if_silent: unless it has beaten by now."""
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+                if trial.state != TrialState.RUNNING:
+                    return
+                if if_silent and beat is not None:
+                    now = session.execute(sqlalchemy.func.now()).scalar_one().replace(tzinfo=None)
+                    if now - beat.heartbeat <= timedelta(seconds=self.lease_s):
+                        return
+                trial.state = TrialState.FAIL
+                trial.datetime_complete = datetime.now()
+
+        self._outlive(write)
 
     def add_slot_trial(self, study_id: int, trial: FrozenTrial) -> None:
         """Add a waiting trial, unless one of the same slot and attempt is there."""
@@ -251,7 +270,7 @@ def _open(search: SearchConfig, patience: Patience) -> Storage:
             return Storage(search, patience, skip_table_creation=True)
         with exclusive(search.storage.get_secret_value()):
             return Storage(search, patience, skip_table_creation=False)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         if not is_outage(error) or is_final(error):
             raise ValueError(reason_of(search.storage.get_secret_value(), error)) from None
         raise

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from deepfake.checkpoint import CheckpointError, Checkpoints
+from deepfake.checkpoint import Checkpoints, check_writable
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
 from study.config import StudyConfig, fingerprint
@@ -42,6 +42,7 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
     Stopped after a signal, its slot freed for others, and TooManyFailed.
     """
     set_up(config, device)
+    check_writable(config.checkpoints_dir)
     prepared = _wait_for_data(config, stop)
     inputs = Inputs.load(config, prepared)
     own = study_fingerprint(config, inputs)
@@ -159,9 +160,10 @@ def _settled(attempt: Attempt) -> Iterator[None]:
         else:
             attempt.run.end("waiting", None)
         raise
-    except (CheckpointError, SpoolError) as error:  # this machine can't go on; another may
-        slots.free(slot, str(error))
-        raise
+    except (UserError, OSError) as error:  # this machine can't go on; another may
+        reason = " ".join(str(error).split())[:300]
+        slots.free(slot, reason)
+        raise UserError(f"slot {slot.number} is left to other workers: {reason}") from error
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         log.exception("slot %d failed", slot.number)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 
 from deepfake.config import UserError
 from study import launch
+from study import lookout as lookout_module
 from study.command import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
-from study.launch import LocalWorkers, Lookout, assign_gpus, visible_gpus, watch
+from study.launch import LocalWorkers, assign_gpus, visible_gpus, watch
+from study.lookout import Lookout
 from study.outage import StorageAway
 from study.place import Launcher, Placement
 from study.stop import StopSignal
@@ -266,16 +269,36 @@ class FakeSlots:
 
 
 def test_a_database_that_is_away_costs_a_look_and_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "AWAY_S", 0.0)
+    monkeypatch.setattr(lookout_module, "AWAY_S", 0.0)
     slots, shown = FakeSlots(away=2), []
     lookout = Lookout(slots, shown.append)  # type: ignore[arg-type]
     lookout.free("host:12", None)
-    assert [lookout.look(), lookout.look()] == [False, False]
+    lookout.look()
+    lookout.look()
+    assert not lookout.finished
     assert (slots.freed, shown) == ([], [])
-    assert lookout.look()
+    lookout.look()
+    assert lookout.finished
     assert slots.freed == ["host:12"]
     lookout.look()
     assert slots.freed == ["host:12"]  # once
+
+
+class HungSlots(FakeSlots):
+    """Of a database that takes calls and answers none."""
+
+    def _ask(self) -> None:
+        time.sleep(600)
+
+
+def test_a_signal_is_passed_on_while_the_database_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(lookout_module, "AWAY_S", 0.1)
+    stop = StopSignal(second_exits=False)
+    workers = Counted(polls=3)
+    stop._on_signal(signal.SIGINT, None)
+    watch(workers, stop, Lookout(HungSlots(away=0), lambda records: None))  # type: ignore[arg-type]
+    assert workers.told == [signal.SIGINT]
 
 
 def test_each_signal_is_passed_on_once() -> None:
@@ -300,7 +323,9 @@ def test_workers_that_linger_behind_the_last_slot_are_ended(
     monkeypatch.setattr(launch, "LINGER_S", -1.0)
     workers = Counted(polls=2)
     stop = StopSignal(second_exits=False)
-    watch(workers, stop, Lookout(FakeSlots(away=0), lambda records: None))  # type: ignore[arg-type]
+    lookout = Lookout(FakeSlots(away=0), lambda records: None)  # type: ignore[arg-type]
+    lookout.look()  # all are finished
+    watch(workers, stop, lookout)
     assert workers.dropped >= 1
     assert workers.told[0] == signal.SIGTERM
 

@@ -16,13 +16,12 @@ import pytest
 from optuna.trial import TrialState
 
 from study.config import StudyConfig
+from study.mismatch import StudyMismatch
 from study.records import best_of, summary
 from study.slots import (
-    MAX_LOST,
     NoStudy,
     SlotLost,
     Slots,
-    StudyMismatch,
     create_or_join,
     free_name,
     join,
@@ -189,7 +188,7 @@ def test_being_stopped_kills_no_slot_however_often(
     make_config: MakeConfig, storage_url: str
 ) -> None:
     slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
-    for _ in range(MAX_LOST + 1):
+    for _ in range(slots.config.study.max_lost + 1):
         slots.claim("host:1")
         slots.free_worker("host:1", "its worker ended with exit code 130")
     assert states(slots)[0] == "waiting"

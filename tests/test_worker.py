@@ -124,10 +124,24 @@ def test_a_full_disk_frees_the_slot_and_ends_the_worker(
         raise CheckpointError("e0000.a0.pt: the checkpoint can't be written: No space left")
 
     outcomes(monkeypatch, give)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(UserError, match="slot 0 is left to other workers: e0000"):
         work(config, CPU, StopSignal(second_exits=False))
     record = join(config).records()[0]
     assert (record.state, record.attempt) == ("waiting", 1)
+
+
+def test_a_machine_that_lost_its_data_fails_no_slot(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give(slot: Slot) -> Outcome:
+        (config.data.work_dir / "gone").read_bytes()
+        raise AssertionError
+
+    outcomes(monkeypatch, give)
+    for _ in range(3):  # more than max_attempts
+        with pytest.raises(UserError, match="slot 0 is left to other workers"):
+            work(config, CPU, StopSignal(second_exits=False))
+    assert [record.state for record in join(config).records()] == ["waiting"] * 3
 
 
 def test_a_database_away_for_too_long_ends_the_worker_and_charges_nothing(
