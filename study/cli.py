@@ -315,8 +315,8 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from study.delivery import sync as deliver_left_over
 
     found = deliver_left_over(_load(config, set_))
-    said = f"{found.delivered} entries delivered, {found.waiting} still wait, "
-    said += f"{found.reconciled} runs set to their true state"
+    said = f"entries delivered: {found.delivered}, still waiting: {found.waiting}; "
+    said += f"runs set to their true state: {found.reconciled}"
     _print(asdict(found), said, as_json)
 
 
@@ -380,7 +380,8 @@ def _say_how_it_ended(
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
     if ended.undelivered:
-        _stderr().print(f"{ended.undelivered} entries wait for MLflow: deepfake-study sync CONFIG")
+        see = "deliver them with: deepfake-study sync CONFIG"
+        _stderr().print(f"entries that wait for MLflow: {ended.undelivered}; {see}")
     if ended.signal is not None:
         _stderr().print(f"stopped; continue with: {again}")
         return 128 + ended.signal

@@ -83,8 +83,8 @@ class Patience:
             if not is_outage(error):
                 raise
             self.outages += 1
-            waited = time.monotonic() - started
-            raise StorageAway(f"away for {waited:.0f} s ({explain(error)})") from None
+            waited = f"away for {time.monotonic() - started:.0f} s: " if self.limit_s else ""
+            raise StorageAway(f"{waited}{explain(error)}") from None
         if tries.statistics["attempt_number"] > 1:
             log.info("the study database is back after %.1f s", time.monotonic() - started)
         return result

@@ -14,6 +14,8 @@ from study.config import StudyConfig
 from study.launch import LocalWorkers, OnEnd, Workers, assign_gpus, visible_gpus
 from study.worker import check_precision
 
+GRACE_S = 25.0  # what --grace is without being given
+
 
 class Launcher(StrEnum):
     LOCAL = "local"
@@ -77,6 +79,7 @@ class Placement:
             *(("--slurm", option) for option in self.slurm),
             ("--ray-address", self.ray_address),
             ("--gpus-per-worker", self.gpus_per_worker),
+            ("--grace", None if self.grace_s == GRACE_S else f"{self.grace_s:g}s"),
         ]
         return [str(part) for pair in given if pair[1] is not None for part in pair]
 

@@ -305,7 +305,9 @@ def test_sync_says_what_it_did_and_what_hinders_it(tmp_path: Path, empty_mlflow:
     # the run says complete, the study that the slot waits: nobody told it so
     assert folder.json("sync", "--set", store) == {"delivered": 11, "waiting": 0, "reconciled": 1}
     done = folder.call("sync", "--set", store)
-    assert done.stdout == "0 entries delivered, 0 still wait, 0 runs set to their true state\n"
+    assert done.stdout == (
+        "entries delivered: 0, still waiting: 0; runs set to their true state: 0\n"
+    )
 
 
 def test_evaluate_and_report_name_sync_while_entries_wait(

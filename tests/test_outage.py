@@ -141,7 +141,7 @@ def test_a_database_that_is_locked_for_a_while_gets_the_write_in_the_end(tmp_pat
 @pytest.mark.timeout(60)
 def test_a_database_that_stays_away_is_given_up_at_the_limit():
     database, waiting = Database(GONE, then="for ever"), patience(limit_s=0.1)
-    with pytest.raises(StorageAway, match=r"^away for \d+ s \(the reason\)$") as caught:
+    with pytest.raises(StorageAway, match=r"^away for \d+ s: the reason$") as caught:
         waiting.call(database, explain)
     assert isinstance(caught.value, UserError)
     assert waiting.outages == database.calls  # each try was a failed call
