@@ -163,6 +163,7 @@ def run(
         loaded = loaded.model_copy(update={"name": name})
     sets = [argument for override in overrides for argument in ("--set", override)]
     again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
+    deliver = shlex.join(["deepfake-study", "sync", str(config), *sets])
     slots = begin(loaded, _prepare, _warn)
     for warning in placement.warnings(loaded, os.environ):
         _warn(warning)
@@ -186,7 +187,7 @@ def run(
         _stderr().print(f"submitted; their state: {see}")
         raise typer.Exit(DONE)
     raise typer.Exit(
-        _say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, as_json)
+        _say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, deliver, as_json)
     )
 
 
@@ -372,16 +373,17 @@ def _worker_environment(storage: str) -> dict[str, str]:
 
 
 def _say_how_it_ended(
-    name: str, ended: "Ended", max_epochs: int, again: str, as_json: bool
+    name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
 ) -> int:
-    """Print the result of `run`; its exit code."""
+    """Print the result of `run`, and the commands for what is left; its exit code."""
     from study.live import status_table
     from study.records import summary
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
     if ended.undelivered:
-        see = "deliver them with: deepfake-study sync CONFIG"
-        _stderr().print(f"entries that wait for MLflow: {ended.undelivered}; {see}")
+        _stderr().print(
+            f"entries that wait for MLflow: {ended.undelivered}; once it is back: {deliver}"
+        )
     if ended.signal is not None:
         _stderr().print(f"stopped; continue with: {again}")
         return 128 + ended.signal

@@ -66,7 +66,7 @@ def trial_line(record: SlotRecord, max_epochs: int) -> Text:
 
 def status_table(name: str, records: Sequence[SlotRecord], max_epochs: int) -> Group:
     """Budget, slots by state, the best so far and every slot that began."""
-    lines = [trial_line(r, max_epochs) for r in records if r.state != "waiting"]
+    lines = [trial_line(r, max_epochs) for r in records if r.state != "waiting" or r.losses]
     best = best_of(records)
     head = Text(f"study {name}: {len(records)} slots", "bold")
     tail = Text("no slot is complete yet")
