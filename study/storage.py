@@ -249,7 +249,9 @@ def open_storage(
         return waiting.call(
             lambda: _open(search, Patience(OUTAGE_S, hurried)), lambda error: reason_of(url, error)
         )
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if create:
+            raise StorageError(_cannot_open(url, str(error))) from None
         raise StorageError(
             f"no study was started here yet: {redact(url)} is not there; start it with: "
             "deepfake-study run CONFIG"
@@ -287,6 +289,8 @@ def _check_sqlite_file(url: str, create: bool) -> None:
 
 
 def _cannot_open(url: str, reason: str) -> str:
+    if "driver is missing" in reason:
+        return f"study.storage: {redact(url)} can't be opened: {reason}"
     return (
         f"study.storage: {redact(url)} can't be opened ({reason}); check that the server "
         "runs and that the URL is sqlite:///path or postgresql+psycopg://user@host/database"

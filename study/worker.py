@@ -159,6 +159,7 @@ def _settled(attempt: Attempt) -> Iterator[None]:
             log.warning("slot %d comes back with its lease: %s", slot.number, away)
         else:
             attempt.run.end("waiting", None)
+            log.info("slot %d is free again: this worker was told to stop", slot.number)
         raise
     except (UserError, OSError) as error:  # this machine can't go on; another may
         reason = " ".join(str(error).split())[:300]
