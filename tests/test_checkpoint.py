@@ -343,6 +343,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints_alone(folder):
     done = subprocess.run(
         [sys.executable, "-c", SAVE_WITHOUT_ROOM, folder, Path(__file__).parent],

@@ -81,6 +81,7 @@ def test_what_a_slot_says_arrives_while_training_goes_on(slots: Slots) -> None:
     assert delivery.spool.journals() == []
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_left_is_delivered_once_it_was_silent_for_a_lease(
     slots: Slots,
 ) -> None:
@@ -90,6 +91,7 @@ def test_what_a_dead_worker_left_is_delivered_once_it_was_silent_for_a_lease(
     assert len(image(slots)["slots"][0]) == 1
 
 
+@pytest.mark.slow
 def test_a_live_workers_journal_is_left_to_it_until_the_study_ends(
     make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +120,7 @@ def test_at_the_studys_end_the_run_of_a_killed_worker_gets_its_true_state(slots:
     assert (run["status"], run["tags"]["state"]) == ("FINISHED", "complete")
 
 
+@pytest.mark.slow
 def test_a_store_that_can_never_be_opened_is_a_warning_and_the_rest_waits(
     make_config: MakeConfig, said: pytest.LogCaptureFixture
 ) -> None:
@@ -147,6 +150,7 @@ def test_an_error_in_the_thread_does_not_reach_training(
     assert "2 entries wait for MLflow" in said.text
 
 
+@pytest.mark.slow
 def test_an_error_of_training_passes_through_and_is_not_held_up(
     make_config: MakeConfig, said: pytest.LogCaptureFixture
 ) -> None:
@@ -287,6 +291,7 @@ def test_a_server_that_answers_is_not_spoken_of(
     assert check_tracking(make_config(f"tracking.uri={mlflow_server.uri}")) is None
 
 
+@pytest.mark.slow
 def test_sync_says_what_it_did_and_what_hinders_it(tmp_path: Path, empty_mlflow: Path) -> None:
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     folder = Folder(
@@ -310,6 +315,7 @@ def test_sync_says_what_it_did_and_what_hinders_it(tmp_path: Path, empty_mlflow:
     )
 
 
+@pytest.mark.slow
 def test_evaluate_and_report_name_sync_while_entries_wait(
     small_study: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

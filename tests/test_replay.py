@@ -346,6 +346,7 @@ def as_records(slots: Slots, monkeypatch: pytest.MonkeyPatch, *states: State) ->
     return records
 
 
+@pytest.mark.slow
 def test_every_run_gets_the_state_that_the_study_says(
     make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
