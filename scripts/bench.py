@@ -220,7 +220,8 @@ def _train_study(stop_after: int | None) -> float:
         patient = f"train.stop_patience={STUDY_EPOCHS}"
         uri = f"tracking.uri={server.uri}"
         folder = Folder(Path(name), 60, epochs, patient, uri, "study.n_trials=3")
-        folder.call("prepare").check_returncode()
+        prepared = folder.call("prepare")
+        assert prepared.returncode == 0, prepared.stderr
         if stop_after == 0:
             server.stop()
         worker = folder.start("worker", "--device", "cpu")
