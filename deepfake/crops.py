@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
@@ -21,11 +22,11 @@ from deepfake.openforensics import resolve_photos
 from deepfake.parallel import Progress, in_parallel
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
-JPEG_QUALITY = 95
+JPEG_QUALITY: Final = 95
 DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
 
 _PHOTOS_A_CHUNK = 16
-_UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is the machine's
+UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is the machine's
     OSError,
     SyntaxError,
     ValueError,
@@ -180,10 +181,10 @@ def _cut_photo(
 ) -> Iterator[_Outcome]:
     try:
         # of a photo cut before only the header is read: its size decides what was dropped
-        pixels = _read(photo.path, decode=not all(face.is_cut for face in photo.faces))
-    except _UNREADABLE as error:
+        pixels = read_photo(photo.path, decode=not all(face.is_cut for face in photo.faces))
+    except UNREADABLE as error:
         for face in photo.faces:
-            yield _Outcome(face.row, f"photo unreadable: {_cause(error)}")
+            yield _Outcome(face.row, f"photo unreadable: {cause_of(error)}")
         return
     for face in photo.faces:
         inner = crop_box(face.bbox, pixels.size, margin=0)
@@ -199,21 +200,25 @@ def _cut_photo(
         yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, margin))
 
 
-def _read(path: Path, decode: bool) -> Image.Image:
-    """The photo in RGB as it is stored: OpenForensics' boxes know no EXIF orientation."""
+def read_photo(file: Path | BinaryIO, decode: bool = True) -> Image.Image:
+    """The photo in RGB as it is stored: OpenForensics' boxes know no EXIF orientation.
+
+    Raises one of UNREADABLE, whose cause_of() is one line.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd EXIF, of palettes with transparency
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=PHOTO_FORMATS) as photo:  # the header: size is checked here
+        with Image.open(file, formats=PHOTO_FORMATS) as photo:  # the header: size is checked here
             if not decode:
                 return photo
             photo.load()
             pixels = photo if photo.mode == "RGB" else photo.convert("RGB")
             pixels.info = {}  # a photo's comment would be written into its crops
+            pixels.format = photo.format
             return pixels
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """One line without a path: dropped.csv is the same on every machine."""
     match error:
         case UnidentifiedImageError():
@@ -231,12 +236,18 @@ def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) ->
     return left < 0 or top < 0 or right > size[0] or bottom > size[1]
 
 
+def encoded(face: Image.Image) -> bytes:
+    """A face as its crop's file holds it."""
+    jpeg = io.BytesIO()  # Pillow writing to the disk itself hides why that failed
+    face.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    return jpeg.getvalue()
+
+
 def _save(face: Image.Image, path: Path) -> None:
-    encoded = io.BytesIO()  # Pillow writing to the disk itself hides why that failed
-    face.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    content = encoded(face)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(encoded.getvalue())
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

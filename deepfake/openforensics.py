@@ -155,13 +155,13 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; check data.annotations") from None
+        raise DataError(f"{path}: {error.strerror}; check data.annotations or --boxes") from None
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError too
-        raise DataError(f"{path}: not JSON: {error}; check data.annotations") from None
+        raise DataError(f"{path}: not JSON: {error}; check data.annotations or --boxes") from None
     if not isinstance(content, dict):
         raise DataError(
             f"{path}: holds a {type(content).__name__}, not an object with 'images' and"
-            " 'annotations'; check data.annotations"
+            " 'annotations'; check data.annotations or --boxes"
         )
     return content
 

@@ -12,16 +12,18 @@ import pandas as pd
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from deepfake.config import FAKE, LABELS, REAL, SPLITS, DataConfig, DataError
+from deepfake.config import FAKE, LABELS, REAL, DataConfig, DataError
 from deepfake.crops import CutResult, cut_faces, find_photos
 from deepfake.openforensics import PHOTO, Annotations, check_sources, read_annotations
 from deepfake.parallel import Progress
+from deepfake.room import check_room
 from deepfake.splits import (
     FACES_CSV,
     SPLITS_CSV,
-    assign_splits,
+    ordered,
     read_splits_csv,
     sha256_of,
+    split_faces,
     write_csv,
     write_whole,
 )
@@ -89,14 +91,16 @@ def prepare(
 
     Of several processes one does the work and the others wait. Killed and run again it
     continues, and gives the same bytes. Raises DataError for a JSON, photo folder or work_dir
-    that is wrong; nothing is written before the JSONs and the photo folder have been checked.
+    that is wrong or has no room; nothing is written before all of that has been checked.
     """
     settings = _settings(data)
     with _writing(data.work_dir):
         if not _is_complete(data.work_dir, settings):
-            annotations = read_annotations(data.annotations)
-            find_photos(annotations.faces, data.photos_dir)
-            assign_splits(annotations.faces, data.fractions, data.group_by, data.seed)
+            annotations = read_annotations(data.jsons)
+            photos = find_photos(annotations.faces, data.photos_dir)
+            found = [isinstance(photos[name], Path) for name in annotations.faces["file_name"]]
+            check_room(data.work_dir, sum(found), sides)  # before hours of cutting
+            split_faces(annotations.faces, data)
             data.work_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data.work_dir / ".lock"):
                 if not _is_complete(data.work_dir, settings):  # another process may have done it
@@ -192,20 +196,20 @@ def _fill(
     )
     write_csv(cut.dropped, work_dir / DROPPED_CSV)
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
-    splits = assign_splits(faces, data.fractions, data.group_by, data.seed)
+    splits = split_faces(faces, data)
     write_csv(splits, work_dir / SPLITS_CSV)
     manifest = _Manifest(
         settings=settings,
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
-        crops_sha256=_hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
+        crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
         summary=_summary(annotations, faces, splits, cut),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
     (work_dir / UNFINISHED).unlink()
 
 
-def _hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> str:
+def hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> str:
     """sha256 over the lines "cutted_name sha256", sorted by name."""
     total = hashlib.sha256()
     for done, name in enumerate(sorted(names), start=1):
@@ -229,7 +233,7 @@ def _summary(
         fake=int((faces["category_id"] == FAKE).sum()),
         splits={
             split: {word: int(labels[split, label]) for label, word in enumerate(LABELS)}
-            for split in SPLITS
+            for split in ordered(splits["split"])
         },
         dropped=dict(sorted(dropped.items())),
         clamped=cut.clamped,
@@ -241,15 +245,15 @@ def _summary(
 
 def _settings(data: DataConfig) -> dict[str, Setting]:
     """All that decides the bytes of work_dir; paths don't."""
-    settings: dict[str, Setting] = {
-        "margin": data.margin,
-        "min_face_px": data.min_face_px,
-        "group_by": data.group_by,
-        "seed": data.seed,
-    }
-    check_sources(data.annotations)
-    settings |= {f"fractions.{split}": share for split, share in data.fractions}
-    for path in data.annotations:
+    settings: dict[str, Setting] = {"margin": data.margin, "min_face_px": data.min_face_px}
+    check_sources(data.jsons)
+    if data.splits == "drawn":
+        settings |= {"group_by": data.group_by, "seed": data.seed}
+        settings |= {f"fractions.{split}": share for split, share in data.fractions}
+    else:
+        settings |= {"splits": data.splits}
+        settings |= {f"split of {source}": name for source, name in data.split_of_source.items()}
+    for path in data.jsons:
         try:
             settings[f"annotations {path.name} sha256"] = sha256_of(path)
         except OSError as error:

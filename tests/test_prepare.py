@@ -337,6 +337,14 @@ def test_of_two_processes_one_prepares_and_the_other_finds_it_done(drawn, done, 
     assert files(tmp_path / "work") == files(done)
 
 
+def test_a_disk_too_small_for_the_stores_is_said_before_anything_is_cut(tmp_path, monkeypatch):
+    draw_set(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with pytest.raises(DataError, match=r"the stores need 3\.6 MB \(224 px 3\.6 MB\), 0\.0 MB"):
+        prepare(config(tmp_path), sides=[224], processes=1)  # 24 * 224 * 224 * 3
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_killed_while_cutting_and_run_again_it_gives_the_same_bytes(tmp_path):
     draw_set(tmp_path, n_photos=1000)
