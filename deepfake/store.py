@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +14,14 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from deepfake.config import SPLITS, DataError, Split
+from deepfake.config import DataError, Split
 from deepfake.parallel import Progress, available_cores
+from deepfake.room import check_room, meta_path, store_path, unfinished_path
+from deepfake.rows import Rows, writing
 from deepfake.splits import (
     SPLITS_CSV,
     Opening,
+    ordered,
     read_split,
     read_splits_csv,
     sha256_of,
@@ -30,11 +30,11 @@ from deepfake.splits import (
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# What is done to a batch of pictures on its device before it is normalised: (B, H, W, 3) uint8,
+# which may be written over, the numbers (B,) of its faces, on the CPU, and the pass's generator.
+Change = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
+
 _ROWS_A_CHUNK = 64
-
-
-def store_path(work_dir: Path, side: int) -> Path:
-    return work_dir / "store" / f"faces_{side}.npy"
 
 
 def ensure_store(
@@ -65,12 +65,8 @@ def ensure_store(
     return path
 
 
-def _meta_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
 def _is_current(path: Path, crops_sha256: str) -> bool:
-    meta = _meta_path(path)
+    meta = meta_path(path)
     if not (path.is_file() and meta.is_file()):
         return False
     made_of = json.loads(meta.read_bytes())
@@ -83,11 +79,13 @@ def _build(
 ) -> None:
     work_dir = path.parent.parent
     splits = read_splits_csv(work_dir)
-    by_split = [splits.loc[splits["split"] == split, "cutted_name"] for split in SPLITS]
+    order = ordered(splits["split"])
+    by_split = [splits.loc[splits["split"] == split, "cutted_name"] for split in order]
     names = pd.concat(by_split).tolist()
-    _check_room(path, len(names) * side * side * 3)
-    _meta_path(path).unlink(missing_ok=True)  # until the new array is whole there is no store
-    unfinished = path.with_name(f".{path.name}.tmp")
+    for stale in (meta_path(path), path):  # until the new array is whole there is no store
+        stale.unlink(missing_ok=True)
+    check_room(work_dir, len(names), [side])
+    unfinished = unfinished_path(path)
     crops = [work_dir / "crops" / name for name in names]
     _write_rows(unfinished, crops, side, threads, progress)
     unfinished.replace(path)
@@ -97,35 +95,21 @@ def _build(
         "splits_sha256": sha256_of(work_dir / SPLITS_CSV),
         "rows": {
             split: [stop - len(rows), stop]
-            for split, rows, stop in zip(SPLITS, by_split, stops, strict=True)
+            for split, rows, stop in zip(order, by_split, stops, strict=True)
         },
     }
-    write_whole(_meta_path(path), json.dumps(meta, indent=1).encode())
-
-
-def _check_room(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise DataError(
-            f"{path}: needs {needed} bytes, {free} are free; make room, or set data.work_dir to"
-            " another disk"
-        )
+    write_whole(meta_path(path), json.dumps(meta, indent=1).encode())
 
 
 def _write_rows(
     path: Path, crops: list[Path], side: int, threads: int, progress: Progress | None
 ) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(crops), side, side, 3)}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        start = file.tell()
+    with writing(path, (len(crops), side, side, 3), np.uint8) as writer:
 
         def write_chunk(first: int) -> int:
-            rows = b"".join(_pixels(crop, side) for crop in crops[first : first + _ROWS_A_CHUNK])
-            # not through a memory map: there a full disk is a bus error, here an OSError
-            _write_at(file.fileno(), rows, start + first * side * side * 3)
-            return min(first + _ROWS_A_CHUNK, len(crops))
+            chunk = crops[first : first + _ROWS_A_CHUNK]
+            writer.write(first, b"".join(pixels_of(crop, side) for crop in chunk))
+            return first + len(chunk)
 
         # threads: Pillow decodes and resizes outside Python's lock
         with ThreadPoolExecutor(threads) as pool:
@@ -135,43 +119,45 @@ def _write_rows(
                         progress(f"store {side} px", done, len(crops))
             finally:
                 pool.shutdown(cancel_futures=True)
-        os.fsync(file.fileno())
+        writer.sync()
 
 
-def _write_at(descriptor: int, content: bytes, offset: int) -> None:
-    rest = memoryview(content)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _pixels(crop: Path, side: int) -> bytes:
+def pixels_of(crop: Path, side: int) -> bytes:
+    """A crop's row of the store; DataError if it is damaged."""
     try:
         with Image.open(crop) as face:
-            small = face.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+            return resized(face, side)
     except (OSError, SyntaxError) as error:
         raise DataError(
             f"{crop}: not a whole crop ({error}); delete it and run deepfake-study prepare"
         ) from None
-    return small.tobytes()
 
 
-def normalise(images: Tensor) -> Tensor:
+def resized(face: Image.Image, side: int) -> bytes:
+    """(side, side, 3) uint8."""
+    return face.convert("RGB").resize((side, side), Image.Resampling.BILINEAR).tobytes()
+
+
+def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last, as ImageNet's models expect.
 
-    Bit for bit torchvision's ToTensor and Normalize.
+    Within 1e-6 of torchvision's ToTensor and Normalize: x * (1 / 255 std) - mean / std.
+    out: (B, H, W, 3) float32, written to and returned in the other order.
     """
-    batch, height, width, _ = images.shape
-    mean, std = _row_constants(width, images.device)
-    rows = images.reshape(batch, height, width * 3).float()
-    rows.div_(255).sub_(mean).div_(std)  # along whole rows: 3 channels alone don't vectorise
-    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+    scale, shift = _constants(images.shape[1:3], images.device)
+    flat = (torch.empty(images.shape, device=images.device) if out is None else out).flatten(1)
+    flat.copy_(images.flatten(1))
+    # along whole images: 3 channels alone don't vectorise, and broadcast rows are slower
+    torch.addcmul(shift, flat, scale, out=flat)
+    return flat.view(images.shape).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def _row_constants(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return mean.repeat(width).to(device), std.repeat(width).to(device)
+def _constants(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor(IMAGENET_MEAN, dtype=torch.float64), torch.tensor(IMAGENET_STD)
+    scale, shift = 1 / (255 * std.double()), -mean / std.double()
+    pixels = size[0] * size[1]
+    return scale.float().repeat(pixels).to(device), shift.float().repeat(pixels).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,31 +165,26 @@ class Faces:
     """One split at one resolution."""
 
     table: pd.DataFrame  # rows of faces.csv, in the order of the images
-    images: Tensor  # (N, side, side, 3) uint8, mapped from disk; never written to
+    rows: Rows  # (N, side, side, 3) uint8
     labels: Tensor  # (N,) int64
+    change: Change | None = None  # of every batch
 
     @classmethod
     def load(
         cls, work_dir: Path, split: Split, side: int, opening: Opening | None = None
     ) -> "Faces":
-        """Raises SplitClosed for test without an Opening, DataError if there is no store."""
+        """Raises SplitClosed for a test set without an Opening, DataError if there is no store."""
         table = read_split(work_dir, split, opening)
-        path = store_path(work_dir, side)
-        if not _meta_path(path).is_file():
-            raise DataError(f"{path}: not built yet: run deepfake-study prepare")
-        made_of = json.loads(_meta_path(path).read_bytes())
-        if made_of["splits_sha256"] != sha256_of(work_dir / SPLITS_CSV):
-            raise DataError(f"{path}: built for another splits.csv: run deepfake-study prepare")
-        start, stop = made_of["rows"][split]
-        rows = np.load(path, mmap_mode="r")[start:stop]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the map is read-only, and nothing here writes to it
-            images = torch.from_numpy(rows)
         labels = torch.from_numpy(table["category_id"].to_numpy(np.int64, copy=True))
-        return cls(table, images, labels)
+        return cls(table, stored_rows(work_dir, split, side), labels)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """(N, side, side, 3) uint8, mapped from disk; never written to."""
+        return self.rows.mapped()
 
     def batches(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
@@ -211,26 +192,68 @@ class Faces:
         """One pass: (B, 3, side, side) normalised images and (B,) int64 labels, on the device.
 
         Shuffled by the generator (a CPU one), or in the table's order; the last batch may be
-        smaller. A batch's memory is its own: it stays valid for as long as it is held.
+        smaller. A batch is valid until the next one is asked for: its memory is used again.
         """
-        order = (
-            torch.arange(len(self))
-            if generator is None
-            else torch.randperm(len(self), generator=generator)
-        )
-        labels = self.labels[order].to(device)
-        pinned = device.type == "cuda"
-        # two buffers in turn: the copy of one to the device runs while the other is filled
-        shape = (min(batch_size, len(self)), *self.images.shape[1:])
-        buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        copied = [torch.cuda.Event() for _ in buffers if pinned]  # type: ignore[no-untyped-call]
-        for number, start in enumerate(range(0, len(self), batch_size)):
-            rows = order[start : start + batch_size]
-            gathered = buffers[number % 2][: len(rows)]
-            if pinned:
-                copied[number % 2].synchronize()  # the copy from it two batches ago has ended
-            torch.index_select(self.images, 0, rows, out=gathered)
-            images = gathered.to(device, non_blocking=pinned)
-            if pinned:
-                copied[number % 2].record(torch.cuda.current_stream(device))
-            yield normalise(images), labels[start : start + len(rows)]
+        order = epoch_order(len(self), generator)
+        labels = torch.split(self.labels[order].to(device), batch_size)
+        chunks = torch.split(order, batch_size)
+
+        def ready(images: Tensor, numbers: Tensor, out: Tensor | None = None) -> Tensor:
+            if self.change is not None:
+                images = self.change(images, numbers, generator)
+            return normalise(images, out)
+
+        on_cuda = device.type == "cuda"
+        images = self._copied(chunks, device, ready) if on_cuda else self._read(chunks, ready)
+        yield from zip(images, labels, strict=True)
+
+    def _read(self, chunks: Sequence[Tensor], ready: Callable[..., Tensor]) -> Iterator[Tensor]:
+        shape = (len(chunks[0]), *self.rows.shape[1:])
+        gathered, normalised = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
+        for numbers in chunks:
+            n = len(numbers)
+            yield ready(self.rows.gather(numbers, gathered[:n]), numbers, normalised[:n])
+
+    def _copied(
+        self, chunks: Sequence[Tensor], device: torch.device, ready: Callable[..., Tensor]
+    ) -> Iterator[Tensor]:
+        """To a GPU: the next batch is gathered and copied while the step on this one runs."""
+        shape = (len(chunks[0]), *self.rows.shape[1:])
+        pinned = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        copied = [torch.cuda.Event() for _ in pinned]  # type: ignore[no-untyped-call]
+        copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+        def copy(number: int) -> Tensor:
+            numbers, turn = chunks[number], number % 2
+            copied[turn].synchronize()  # the copy from this buffer two batches ago has ended
+            gathered = self.rows.gather(numbers, pinned[turn][: len(numbers)])
+            with torch.cuda.stream(copying):
+                images = gathered.to(device, non_blocking=True)
+                copied[turn].record(copying)
+            return images
+
+        following = copy(0)
+        for number in range(len(chunks)):
+            images, computing = following, torch.cuda.current_stream(device)
+            computing.wait_event(copied[number % 2])
+            images.record_stream(computing)  # or its memory is used again under the step
+            normalised = ready(images, chunks[number])
+            if number + 1 < len(chunks):
+                following = copy(number + 1)
+            yield normalised
+
+
+def epoch_order(n: int, generator: torch.Generator | None) -> Tensor:
+    """(n,) row numbers: shuffled by the generator, or in order without one."""
+    return torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+
+
+def stored_rows(work_dir: Path, split: Split, side: int) -> Rows:
+    """A split's rows of the store; DataError if it is not there, or was built for other splits."""
+    path = store_path(work_dir, side)
+    if not meta_path(path).is_file():
+        raise DataError(f"{path}: not built yet: run deepfake-study prepare")
+    made_of = json.loads(meta_path(path).read_bytes())
+    if made_of["splits_sha256"] != sha256_of(work_dir / SPLITS_CSV):
+        raise DataError(f"{path}: built for another splits.csv: run deepfake-study prepare")
+    return Rows(path, *made_of["rows"][split])
