@@ -20,16 +20,17 @@ def build_model(config: TrainConfig, weights: dict[str, Tensor] | None) -> nn.Mo
     """The variant of config, in channels_last, its new layers drawn from torch's global generator.
 
     weights: a MobileNetV2 state dict (load_weights), or None to draw the backbone too.
-    The CNN is always drawn. The frozen backbone takes no gradient and stays in eval mode.
+    The CNN is always drawn. The frozen backbone takes no gradient and stays in eval mode; without
+    weights it is the same for every seed, and either way it leaves the generator where it was.
     """
     model: nn.Module
     match config.variant:
         case "cnn":
             model = cnn(config.side_px, config.dropout)
         case "mobilenet_v2_frozen":
-            model = FrozenBackbone(*_mobilenet(config.dropout, weights))
+            model = FrozenBackbone(frozen_backbone(weights), build_head(config))
         case "mobilenet_v2_finetuned":
-            model = nn.Sequential(*_mobilenet(config.dropout, weights))
+            model = nn.Sequential(_backbone(weights), build_head(config))
         case _:
             raise AssertionError(config.variant)
     return model.to(memory_format=torch.channels_last)
@@ -94,7 +95,7 @@ def load_weights(weights: str) -> tuple[dict[str, Tensor] | None, str]:
         return None, "none"
     state = _download_imagenet() if weights == "imagenet" else _read_state_dict(Path(weights))
     try:
-        mobilenet_v2(weights=None).features.load_state_dict(_backbone(state))
+        mobilenet_v2(weights=None).features.load_state_dict(_features(state))
     except RuntimeError as error:  # a layer is missing, unknown or of another shape
         first = str(error).splitlines()[1].strip()
         raise ConfigError(
@@ -118,20 +119,38 @@ def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _mobilenet(dropout: float, weights: dict[str, Tensor] | None) -> tuple[nn.Module, nn.Module]:
+def frozen_backbone(weights: dict[str, Tensor] | None) -> nn.Module:
+    """(N, 3, side, side) -> (N, 1280): the same for every trial, so that its output is kept."""
+    with torch.random.fork_rng(devices=[]):  # the head is drawn alike with it and without it
+        torch.default_generator.manual_seed(0)
+        return _backbone(weights)
+
+
+def build_head(config: TrainConfig) -> nn.Module:
+    """(N, 1280) -> (N, 2), drawn from torch's global generator."""
+    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(MOBILENET_FEATURES, 2))
+    head.apply(init_kaiming)
+    return head
+
+
+def whole_state(backbone: nn.Module, head_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The FrozenBackbone's state dict, of a head that was trained alone."""
+    own = {f"0.{name}": value.cpu() for name, value in backbone.state_dict().items()}
+    return own | {f"1.{name}": value for name, value in head_state.items()}
+
+
+def _backbone(weights: dict[str, Tensor] | None) -> nn.Module:
     backbone = nn.Sequential(
         mobilenet_v2(weights=None).features, nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     # fan_in: torchvision's own init (fan_out) shrinks a frozen random backbone to ~1e-9
     backbone.apply(init_kaiming)
     if weights is not None:
-        backbone[0].load_state_dict(_backbone(weights))
-    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(MOBILENET_FEATURES, 2))
-    head.apply(init_kaiming)
-    return backbone, head
+        backbone[0].load_state_dict(_features(weights))
+    return backbone
 
 
-def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _features(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = "features."
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 

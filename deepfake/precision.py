@@ -1,0 +1,36 @@
+"""In what precision a device computes: full fp32, or bf16 and TF32 where speed is asked for."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from deepfake.config import ConfigError, TrainConfig
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def set_precision(config: TrainConfig, device: torch.device) -> None:
+    """Full fp32 or, where bf16 asks for speed, TF32 too. Raises ConfigError for bf16 on a CPU."""
+    if config.precision == "bf16" and device.type != "cuda":
+        raise ConfigError("train.precision: bf16 needs CUDA and this device is the CPU; use fp32")
+    _allow_tf32(config.precision == "bf16")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 without TF32 in the block, whatever was set before it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    _allow_tf32(False)
+    try:
+        yield
+    finally:
+        _allow_tf32(before)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed  # torch's own default is True
