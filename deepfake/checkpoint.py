@@ -8,6 +8,7 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -18,7 +19,7 @@ from deepfake.config import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of what fit saves; another release's counts as damaged
+FORMAT = 2  # of what fit saves; another release's counts as damaged
 KEPT = 2  # the newest, and the one before in case it is damaged
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _NAME = re.compile(r"e(\d{4,})\.a(\d+)\.pt")
@@ -58,15 +59,16 @@ class Checkpoints:
         """
         path = self.folder / f"e{epoch:04d}.a{self.attempt}.pt"
         partial = path.with_suffix(".partial")
-        content = io.BytesIO()
-        torch.save({"format": FORMAT, "state": state}, content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
+            with partial.open("wb", buffering=0) as file:
+                hashed = _Hashed(file)
+                try:
+                    torch.save({"format": FORMAT, "state": state}, hashed)  # type: ignore[arg-type]
+                except RuntimeError as error:  # torch's, over the write's own
+                    raise hashed.failed or error from None
                 # in the file, not beside it: two files can't be renamed at once
-                file.write(hashlib.sha256(content.getbuffer()).digest())
-                file.flush()
+                hashed.write(hashed.sha256.digest())
                 os.fsync(file.fileno())
             partial.replace(path)
             for old in self._newest_first()[KEPT:]:
@@ -111,6 +113,29 @@ class Checkpoints:
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("e*.pt")]
         named = [(int(m[1]), int(m[2]), path) for m, path in found if m]
         return [path for *_, path in sorted(named, reverse=True)]
+
+
+class _Hashed:
+    """A file that is hashed as it is written: no copy of the state is made in memory."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.failed: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.sha256.update(content)
+        rest = memoryview(content).cast("B")
+        try:
+            while rest:  # without a buffer the kernel may take less
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.failed = error
+            raise
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _loaded(path: Path, content: bytes) -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
 """The training loop: Adam, plateau, early stopping, best weights, a state to continue from."""
 
+import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,8 +15,10 @@ from torch.nn import functional
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from deepfake.config import ConfigError, TrainConfig
+from deepfake.config import TrainConfig
 from deepfake.metrics import accuracy, cross_entropy, predict
+from deepfake.precision import autocast, set_precision
+from deepfake.saving import Saving, Unwanted
 from deepfake.seeds import derive_seed
 
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
@@ -26,7 +29,10 @@ Ended = Literal["max_epochs", "early_stop", "on_epoch", "diverged"]
 
 
 class Feed(Protocol):
-    """Faces of one split: labels (N,) and batches of normalised images."""
+    """Faces of one split: labels (N,) and batches of what the model takes.
+
+    A batch may be overwritten once the next is asked for.
+    """
 
     @property
     def labels(self) -> Tensor: ...
@@ -45,13 +51,19 @@ class EpochStats:
     epoch: int  # from 0
     train_loss: float
     train_accuracy: float
-    val_loss: float  # the monitor
+    val_loss: float  # the monitor, unless there is a robust_val_loss
     val_accuracy: float
     lr: float  # that this epoch used
     seconds: float
     images_per_s: float  # training faces
-    best_epoch: int  # so far
-    best_val_loss: float
+    best_epoch: int  # so far, by the monitor
+    best_val_loss: float  # of the monitor
+    robust_val_loss: float | None = None  # of validation faces under corruptions: the monitor then
+
+    @property
+    def monitor(self) -> float:
+        """The one number that rules: LR, early stop, best epoch, pruning, objective."""
+        return self.val_loss if self.robust_val_loss is None else self.robust_val_loss
 
     @property
     def bad_epochs(self) -> int:
@@ -89,6 +101,13 @@ class _Progress:
     def best(self) -> EpochStats | None:
         return self.history[self.history[-1].best_epoch] if self.history else None
 
+    def best_with(self, epoch: int, monitor: float) -> tuple[int, float]:
+        """The best epoch and its monitor, with one more; of equals the first."""
+        best = self.best
+        if best is None or monitor < best.monitor:
+            return epoch, monitor
+        return best.epoch, best.monitor
+
     def add(self, stats: EpochStats, model: nn.Module, logits: Tensor) -> None:
         self.history.append(stats)
         if stats.best_epoch == stats.epoch:
@@ -109,6 +128,7 @@ def fit(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[EpochStats], bool],
+    robust: Feed | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     resume: dict[str, Any] | None = None,
     save: Callable[[int, dict[str, Any]], None] = lambda epoch, state: None,
@@ -116,10 +136,12 @@ def fit(
     """Train until max_epochs, the early stop, a non-finite loss, or until on_epoch says False.
 
     The curve depends on build, data, config, seed, device and torch.get_num_threads() alone.
-    save (epoch, state) is called after each epoch, before on_epoch. With a state it was given as
-    resume, training continues behind that epoch, and on_epoch first sees the epochs of its
-    history again (only its answer to the last one counts). on_batch (done, total), of an epoch's
-    training and validation batches, may raise to drop the epoch.
+    robust: validation faces under corruptions, whose loss is then the monitor in val's place.
+    save (epoch, state) is called after each epoch, in a thread of its own beside the next one,
+    and on_epoch once it has returned; if that says False, what there is of the next is dropped.
+    With a state it was given as resume, training continues behind that epoch, and on_epoch first
+    sees the epochs of its history again (only its answer to the last one counts). on_batch
+    (done, total), of an epoch's training and validation batches, may raise to drop the epoch.
     """
     set_precision(config, device)
     torch.manual_seed(derive_seed(seed, _INIT))
@@ -133,40 +155,46 @@ def fit(
     verdicts = [on_epoch(stats) for stats in progress.history]
     go_on = verdicts[-1] if verdicts else True
 
-    while (ended := _end(progress.last, config, go_on)) is None:
-        epoch = len(progress.history)
-        started = time.perf_counter()
-        lr = optimizer.param_groups[0]["lr"]
-        tick = _ticks(train, val, config, on_batch)
-        train_loss, train_accuracy = train_one_epoch(
-            model, train, optimizer, config, derive_seed(seed, epoch), device, tick
-        )
-        logits = evaluate(model, val, config, device, tick)
-        val_loss = cross_entropy(logits, val.labels)
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            ended = "diverged"
-            break
-        scheduler.step(val_loss)  # after evaluate(): the plateau rule must see this epoch
-        best = progress.best
-        improved = best is None or val_loss < best.val_loss
-        seconds = time.perf_counter() - started
-        stats = EpochStats(
-            epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=accuracy(logits, val.labels),
-            lr=lr,
-            seconds=seconds,
-            images_per_s=len(train) / seconds,
-            best_epoch=epoch if improved or best is None else best.epoch,
-            best_val_loss=val_loss if improved or best is None else best.val_loss,
-        )
-        progress.add(stats, model, logits)
-        save(epoch, _state(progress, model, optimizer, scheduler))
-        go_on = on_epoch(stats)
-
-    return progress.result(ended)
+    ended: Ended | None = None
+    with Saving.of(save, on_epoch) as saving, suppress(Unwanted):
+        while (ended := _end(progress.last, config, go_on)) is None:
+            epoch = len(progress.history)
+            started = time.perf_counter() - saving.seconds
+            lr = optimizer.param_groups[0]["lr"]
+            tick = _ticks(train, (val, robust), config, on_batch, saving.settle)
+            train_loss, train_accuracy = train_one_epoch(
+                model, train, optimizer, config, derive_seed(seed, epoch), device, tick
+            )
+            logits = evaluate(model, val, config, device, tick)
+            monitor = val_loss = cross_entropy(logits, val.labels)
+            robust_val_loss = None
+            if robust is not None:
+                robust_logits = evaluate(model, robust, config, device, tick)
+                monitor = robust_val_loss = cross_entropy(robust_logits, robust.labels)
+            saving.settle(wait=True)
+            if not all(map(math.isfinite, (train_loss, val_loss, monitor))):
+                ended = "diverged"
+                break
+            scheduler.step(monitor)  # after evaluate(): the plateau rule must see this epoch
+            best_epoch, best_val_loss = progress.best_with(epoch, monitor)
+            seconds = time.perf_counter() - saving.seconds - started
+            stats = EpochStats(
+                epoch=epoch,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                val_loss=val_loss,
+                val_accuracy=accuracy(logits, val.labels),
+                lr=lr,
+                seconds=seconds,
+                images_per_s=len(train) / seconds,
+                best_epoch=best_epoch,
+                best_val_loss=best_val_loss,
+                robust_val_loss=robust_val_loss,
+            )
+            progress.add(stats, model, logits)
+            saving.begin(epoch, stats, _state(progress, model, optimizer, scheduler))
+        saving.settle(wait=True)
+    return progress.result(ended or "on_epoch")
 
 
 def train_one_epoch(
@@ -219,26 +247,24 @@ def evaluate(
 
 
 def _ticks(
-    train: Feed, val: Feed, config: TrainConfig, on_batch: Callable[[int, int], None]
+    train: Feed,
+    held_out: Iterable[Feed | None],
+    config: TrainConfig,
+    on_batch: Callable[[int, int], None],
+    settle: Callable[[], None],
 ) -> Callable[[], None]:
-    """Counts the batches of one epoch, and hands each to on_batch."""
+    """Counts the batches of one epoch, hands each to on_batch, and settles the epoch before."""
     total = math.ceil(len(train) / config.batch_size)
-    total += math.ceil(len(val) / (config.batch_size * EVAL_BATCHES))
+    for feed in held_out:
+        n = 0 if feed is None else len(feed)
+        total += math.ceil(n / (config.batch_size * EVAL_BATCHES))
     done = itertools.count(1)
-    return lambda: on_batch(next(done), total)
 
+    def tick() -> None:
+        on_batch(next(done), total)
+        settle()
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def set_precision(config: TrainConfig, device: torch.device) -> None:
-    """Full fp32 or, where bf16 asks for speed, TF32 too. Raises ConfigError for bf16 on a CPU."""
-    if config.precision == "bf16" and device.type != "cuda":
-        raise ConfigError("train.precision: bf16 needs CUDA and this device is the CPU; use fp32")
-    tf32 = config.precision == "bf16"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32  # torch's own default is True
+    return tick
 
 
 def _end(last: EpochStats | None, config: TrainConfig, go_on: bool) -> Ended | None:
@@ -254,11 +280,14 @@ def _end(last: EpochStats | None, config: TrainConfig, go_on: bool) -> Ended | N
 def _state(
     progress: _Progress, model: nn.Module, optimizer: Adam, scheduler: ReduceLROnPlateau
 ) -> dict[str, Any]:
+    """A copy: it is written while training goes on."""
+    last_is_best = progress.last is not None and progress.last.bad_epochs == 0
     # no generator: (seed, epoch) reseeds order and dropout at each epoch's start
     return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
+        # the same tensors as best_state where they are equal: torch.save writes them once
+        "model": progress.best_state if last_is_best else copy.deepcopy(model.state_dict()),
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "scheduler": copy.deepcopy(scheduler.state_dict()),
         "history": [asdict(stats) for stats in progress.history],
         "best_state": progress.best_state,
         "best_logits": progress.best_logits,

@@ -1,15 +1,17 @@
 import math
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from deepfake.checkpoint import Checkpoints
+from deepfake.checkpoint import CheckpointError, Checkpoints
 from deepfake.config import ConfigError, ImageSize, TrainConfig
-from deepfake.fit import EpochStats, evaluate, fit, set_precision, train_one_epoch
+from deepfake.fit import EpochStats, evaluate, fit, train_one_epoch
 from deepfake.metrics import cross_entropy
 from deepfake.models import build_model
+from deepfake.precision import set_precision
 from deepfake.seeds import derive_seed
 
 CPU = torch.device("cpu")
@@ -149,13 +151,12 @@ def test_each_epoch_has_an_order_of_its_own_that_the_seed_and_epoch_alone_decide
             for images, labels in super().batches(batch_size, device, generator):
                 seen[-1] += images[:, 0, 0, 0].tolist()
                 yield images, labels
+            seen.append([])
 
     def orders():
-        seen.clear()
-        seen.append([])
+        seen[:] = [[]]
         feeds, config = (train, faces(9, seed=2)), config_of(max_epochs=3)
-        new_epoch = lambda stats: seen.append([]) or True  # noqa: E731
-        fit(tiny, *feeds, config, seed=3, device=CPU, on_epoch=new_epoch)
+        fit(tiny, *feeds, config, seed=3, device=CPU, on_epoch=lambda stats: True)
         return seen[:3]
 
     base, seen = faces(14, seed=1), []
@@ -535,16 +536,73 @@ def test_a_run_resumed_after_any_epoch_gives_the_same_curve_bit_for_bit(tmp_path
     assert trained == [1, 2, 3, 4, 5] * (4 - kept)
 
 
+def test_an_epoch_is_reported_once_it_is_saved_and_what_was_begun_of_the_next_is_dropped():
+    order, saved = [], threading.Event()
+
+    def save(epoch, state):
+        if epoch == 1:
+            saved.wait(timeout=60)
+        order.append(("saved", epoch))
+
+    def on_batch(done, total):
+        order.append(("batch", done))
+        if order.count(("batch", 1)) == 3:  # the third epoch has begun, beside the save
+            saved.set()
+
+    def on_epoch(stats):
+        order.append(("told", stats.epoch))
+        return stats.epoch < 1
+
+    result = run(config_of(max_epochs=9), save=save, on_batch=on_batch, on_epoch=on_epoch)
+    assert result.ended == "on_epoch"
+    assert [stats.epoch for stats in result.history] == [0, 1]
+    told = [entry for entry in order if entry[0] != "batch"]
+    assert told == [("saved", 0), ("told", 0), ("saved", 1), ("told", 1)]
+    assert order[: order.index(("saved", 1))].count(("batch", 1)) == 3
+
+
+def test_a_state_that_is_saved_beside_the_next_epoch_is_not_changed_by_it(tmp_path):
+    files, config = Checkpoints(tmp_path), config_of(max_epochs=4)
+    go_on = threading.Event()
+
+    def slowly(epoch, state):
+        if epoch == 1:
+            go_on.wait(timeout=60)
+        files.save(epoch, state)
+
+    def stop_in_the_third(done, total):
+        begun.append(done)
+        if begun.count(1) == 3 and done == total:  # all of it is trained
+            go_on.set()
+            raise Stop
+
+    whole, begun = run(config), []
+    with pytest.raises(Stop):
+        run(config, save=slowly, on_batch=stop_in_the_third)
+    assert epochs_in(tmp_path) == 2
+    assert_same(run(config, **from_checkpoint(tmp_path)), whole)
+
+
+def test_a_checkpoint_that_cant_be_written_ends_the_training_with_its_reason(tmp_path):
+    def fails(epoch, state):
+        raise CheckpointError("no room")
+
+    with pytest.raises(CheckpointError, match="no room"):
+        run(config_of(max_epochs=1), save=fails)
+
+
 # 14 faces in batches of 2: seven; 9 in batches of 8: the eighth and the ninth
 @pytest.mark.parametrize("batch", [8, 9])
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_stop_in_a_validation_batch_drops_the_epoch(tmp_path, epoch, batch):
     config = config_of(batch_size=2)
     whole = run(config)
-    told, files = [], Checkpoints(tmp_path)
+    told, begun, files = [], [], Checkpoints(tmp_path)
 
     def stop_in_validation(done, total):
-        if (len(told), done) == (epoch, batch):
+        if done == 1:
+            begun.append(len(begun))
+        if (begun[-1], done) == (epoch, batch):
             raise Stop
 
     with pytest.raises(Stop):
@@ -554,7 +612,9 @@ def test_a_stop_in_a_validation_batch_drops_the_epoch(tmp_path, epoch, batch):
             on_batch=stop_in_validation,
             save=files.save,
         )
-    assert told == list(range(epoch))
+    # the epoch before is saved, and reported now or by whoever goes on
+    assert list(range(epoch))[: len(told)] == told
+    assert len(told) >= epoch - 1
     assert epochs_in(tmp_path) == epoch
     assert_same(run(config, **from_checkpoint(tmp_path)), whole)
 
