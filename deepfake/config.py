@@ -1,5 +1,7 @@
 """What can be set about data and training."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,11 +9,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -19,8 +23,10 @@ REAL, FAKE = 0, 1  # category_id in OpenForensics 1.0.0; FAKE is the positive cl
 LABELS = ("real", "fake")  # LABELS[category_id]
 
 Variant = Literal["cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned"]
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Split = str  # one of SPLITS, or a further test set's name
+SPLITS: tuple[Split, ...] = ("train", "val", "test")  # those of every data set
+SEEN: tuple[Split, ...] = ("train", "val")  # every other split is a test set, closed to workers
+_TEST_SET = re.compile(r"test[a-z0-9-]*")
 
 
 class UserError(ValueError):
@@ -70,17 +76,80 @@ class Fractions(Frozen):
         return self
 
 
+_Jsons = Annotated[tuple[AbsolutePath, ...], Field(min_length=1)]
+JSONS, JSONS_BY_SPLIT = "list of JSONs", "JSONs by split"  # told apart first, for the errors' sake
+
+
+def _list_or_mapping(value: object) -> str:
+    return JSONS_BY_SPLIT if isinstance(value, dict) else JSONS
+
+
 class DataConfig(Frozen):
     """Where photos and annotations are, and how faces are cut and split."""
 
-    annotations: Annotated[tuple[AbsolutePath, ...], Field(min_length=1)]  # OpenForensics JSONs
+    splits: Literal["drawn", "official"] = Field(
+        default="drawn", exclude_if=lambda value: value == "drawn"
+    )
+    # OpenForensics JSONs; with official splits those of train, val, test and further test sets,
+    # each by its name
+    annotations: Annotated[
+        Annotated[_Jsons, Tag(JSONS)] | Annotated[dict[Split, _Jsons], Tag(JSONS_BY_SPLIT)],
+        Discriminator(_list_or_mapping),
+    ]
     photos_dir: AbsolutePath  # every file_name of a JSON is resolved under it
     work_dir: AbsolutePath  # receives faces.csv, dropped.csv, crops/, splits.csv, store/
     margin: Annotated[float, Field(ge=0, le=2)] = 0.0  # of the box, added on each side
     min_face_px: PositiveInt = 16  # shorter side of the box
     fractions: Fractions = Fractions()
     group_by: Literal["photo", "face"] = "photo"  # face leaks photos into test: to price the leak
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of the draw
+
+    @property
+    def jsons(self) -> tuple[Path, ...]:
+        if isinstance(self.annotations, tuple):
+            return self.annotations
+        return tuple(path for paths in self.annotations.values() for path in paths)
+
+    @property
+    def split_of_source(self) -> dict[str, Split]:
+        """Of each JSON's stem, where the splits are official."""
+        assert isinstance(self.annotations, dict)
+        return {path.stem: name for name, paths in self.annotations.items() for path in paths}
+
+    @model_validator(mode="after")
+    def _splits_have_their_jsons(self) -> "DataConfig":
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        if isinstance(self.annotations, tuple):
+            if self.splits == "official":
+                yield (
+                    "annotations: with splits: official it names the JSONs of each split, such as"
+                    " {train: [...], val: [...], test: [...]}"
+                )
+            return
+        names = ", ".join(self.annotations)
+        if self.splits == "drawn":
+            yield f"annotations: names the splits {names}: set splits to official, or give a list"
+        for name in SPLITS:
+            if name not in self.annotations:
+                yield f"annotations: has no split {name}, only {names or 'an empty mapping'}"
+        split_of: dict[Path, Split] = {}
+        for name, paths in self.annotations.items():
+            if name not in SEEN and not _TEST_SET.fullmatch(name):
+                yield (
+                    f"annotations: split '{name}' is neither train nor val nor a test set, whose"
+                    " name begins with test and goes on with a-z, 0-9 or -"
+                )
+            for path in paths:
+                if path in split_of:
+                    yield f"annotations: {path} is named twice, in {split_of[path]} and in {name}"
+                split_of[path] = name
+        for key in ("fractions", "group_by", "seed"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield f"{key}: says nothing of official splits; leave it out"
 
 
 class ImageSize(Frozen):
@@ -110,6 +179,76 @@ class TrainSettings(Frozen):
     threads: PositiveInt = 1  # CPU threads a worker; part of what makes a curve repeatable
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+# a setting that most studies don't have: without it nothing that is written down shows it
+Unset = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class Step(Frozen):
+    """One thing that is done to a share of the training pictures."""
+
+    p: Probability  # of each picture
+
+
+class Flip(Step):
+    """Mirrored, left for right."""
+
+
+class _Ranged(Step):
+    @model_validator(mode="after")
+    def _ordered(self) -> "_Ranged":
+        low, high = (getattr(self, end) for end in ("low", "high"))
+        if low > high:
+            raise ValueError(f"low: {low:g} is above high {high:g}")
+        return self
+
+
+class Downscale(_Ranged):
+    """To a share of the side and back."""
+
+    low: Annotated[float, Field(ge=0.05, le=1)] = 0.25
+    high: Annotated[float, Field(ge=0.05, le=1)] = 1.0
+
+
+class Blur(_Ranged):
+    """Gaussian, sigma in px; a kernel of the highest fits into a picture of 32 px."""
+
+    low: Annotated[float, Field(ge=0.1, le=10)] = 0.5
+    high: Annotated[float, Field(ge=0.1, le=10)] = 3.0
+
+
+class Noise(_Ranged):
+    """Gaussian, sigma in levels of 255."""
+
+    low: Annotated[float, Field(ge=0, le=100)] = 0.0
+    high: Annotated[float, Field(ge=0, le=100)] = 20.0
+
+
+class Jpeg(_Ranged):
+    """Quality."""
+
+    low: Annotated[int, Field(ge=1, le=100)] = 30
+    high: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class Augment(Frozen):
+    """What training pictures undergo, in this order; what is not named is not done."""
+
+    flip: Flip | None = Unset
+    downscale: Downscale | None = Unset
+    blur: Blur | None = Unset
+    noise: Noise | None = Unset
+    jpeg: Jpeg | None = Unset
+
+    def scaled(self, share: float) -> "Augment | None":
+        """With every p times share; None if nothing is left to do."""
+        steps = {name: step for name, step in self if step is not None and step.p * share > 0}
+        scaled = {
+            name: step.model_copy(update={"p": step.p * share}) for name, step in steps.items()
+        }
+        return Augment(**scaled) if scaled else None
+
+
 class Hyperparameters(Frozen):
     """What a trial draws."""
 
@@ -117,10 +256,13 @@ class Hyperparameters(Frozen):
     lr: PositiveFloat  # initial; the plateau rule lowers it
     weight_decay: NonNegativeFloat  # Adam's coupled L2: adds weight_decay * w to the gradient
     dropout: Annotated[float, Field(ge=0, lt=1)]  # in the variant's head
+    augment_p: Probability | None = Unset  # times each p of augment; None if it is not drawn
 
 
 class TrainConfig(TrainSettings, Hyperparameters):
     """One training, complete."""
+
+    augment: Augment | None = Unset  # as it is done: augment_p is in its probabilities
 
     @property
     def side_px(self) -> int:

@@ -1,8 +1,8 @@
-"""Faces table -> splits.csv: train, val and test, grouped by photo, balanced by label."""
+"""Faces table -> splits.csv: drawn, grouped by photo, balanced by label; or as the JSONs say."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from deepfake.config import FAKE, LABELS, SPLITS, DataError, Fractions, Split
+from deepfake.config import (
+    FAKE,
+    LABELS,
+    SEEN,
+    SPLITS,
+    DataConfig,
+    DataError,
+    Fractions,
+    Split,
+)
 from deepfake.openforensics import COLUMNS, PHOTO
 
 FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
@@ -25,15 +34,45 @@ _Ints = NDArray[np.int64]
 
 
 class SplitClosed(PermissionError):
-    """The test split was asked for without an Opening."""
+    """A test set was asked for without an Opening."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Leave to read the test split; only study/final.py makes one, for a frozen list."""
+    """Leave to read the test sets; only study/final.py makes one, for a frozen list."""
 
     finalists: tuple[str, ...]
     sha256: str  # of the list
+
+
+def split_faces(faces: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Columns cutted_name and split, sorted by cutted_name.
+
+    Raises DataError where a split would stay empty or hold one label only.
+    """
+    if data.splits == "official":
+        return official_splits(faces, data.split_of_source)
+    return assign_splits(faces, data.fractions, data.group_by, data.seed)
+
+
+def official_splits(faces: pd.DataFrame, split_of_source: Mapping[str, Split]) -> pd.DataFrame:
+    """Each face in the split of its JSON."""
+    names = faces["source"].map(split_of_source).to_numpy(str)
+    labels = faces["category_id"].to_numpy(np.int64)
+
+    def refused(split: Split, word: str) -> str:
+        return (
+            f"data.annotations.{split}: its JSONs hold no {word} face that can be used; figures"
+            " need both labels (dropped.csv names faces without a crop)"
+        )
+
+    _check_labels(names, labels, ordered(split_of_source.values()), refused)
+    return _table(faces, names)
+
+
+def ordered(names: Iterable[Split]) -> tuple[Split, ...]:
+    """train, val, test and then further test sets by their names."""
+    return (*SPLITS, *sorted(set(names) - set(SPLITS)))
 
 
 def assign_splits(
@@ -62,7 +101,19 @@ def assign_splits(
     counts = np.stack([np.bincount(groups[labels == k], minlength=n_groups) for k in (0, 1)])
     split_of_group = _best_draw(counts, sizes, fractions, seed)
     names = np.array(SPLITS)[split_of_group[groups]]
-    _check_labels(names, labels, group_by)
+
+    def refused(split: Split, word: str) -> str:
+        return (
+            f"data.fractions: split {split!r} would hold no {word} face (of"
+            f" {np.sum(labels == LABELS.index(word))} in all, split by {group_by}); add photos or"
+            f" raise data.fractions.{split}"
+        )
+
+    _check_labels(names, labels, SPLITS, refused)
+    return _table(faces, names)
+
+
+def _table(faces: pd.DataFrame, names: NDArray[np.str_]) -> pd.DataFrame:
     table = pd.DataFrame({"cutted_name": faces["cutted_name"].to_numpy(), "split": names})
     return table.sort_values("cutted_name", ignore_index=True)
 
@@ -110,15 +161,16 @@ def _draw(counts: _Ints, sizes: tuple[int, int, int], state: int) -> _Ints:
     return split_of_group
 
 
-def _check_labels(names: NDArray[np.str_], labels: _Ints, group_by: str) -> None:
-    for split in SPLITS:
+def _check_labels(
+    names: NDArray[np.str_],
+    labels: _Ints,
+    splits: Iterable[Split],
+    refused: Callable[[Split, str], str],
+) -> None:
+    for split in splits:
         for label, word in enumerate(LABELS):
             if not np.any((names == split) & (labels == label)):
-                raise DataError(
-                    f"data.fractions: split {split!r} would hold no {word} face (of"
-                    f" {np.sum(labels == label)} in all, split by {group_by}); add photos or"
-                    f" raise data.fractions.{split}"
-                )
+                raise DataError(refused(split, word))
 
 
 def read_faces_csv(work_dir: Path) -> pd.DataFrame:
@@ -131,10 +183,20 @@ def read_splits_csv(work_dir: Path) -> pd.DataFrame:
     return _read_csv(work_dir / SPLITS_CSV, ("cutted_name", "split"))
 
 
+def read_places(work_dir: Path) -> pd.DataFrame:
+    """Every face of the JSONs without its label, and its split: "" where it has no crop.
+
+    What a look for leaks may know of a test set; sorted by cutted_name.
+    """
+    places = _read_csv(work_dir / FACES_CSV, [name for name in COLUMNS if name != "category_id"])
+    places = places.merge(read_splits_csv(work_dir), "left", "cutted_name", validate="one_to_one")
+    return places.fillna({"split": ""}).sort_values("cutted_name", ignore_index=True)
+
+
 def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> pd.DataFrame:
-    """The rows of faces.csv in a split, sorted by cutted_name. Test takes an Opening."""
-    if split == "test" and opening is None:
-        raise SplitClosed("the test split is read by study/final.py alone, for its finalists")
+    """The rows of faces.csv in a split, sorted by cutted_name. A test set takes an Opening."""
+    if split not in SEEN and opening is None:
+        raise SplitClosed(f"split {split!r} is read by study/final.py alone, for its finalists")
     splits = read_splits_csv(work_dir)
     chosen = splits.loc[splits["split"] == split, ["cutted_name"]]
     rows = chosen.merge(read_faces_csv(work_dir), on="cutted_name", validate="one_to_one")
@@ -164,5 +226,5 @@ def sha256_of(path: Path) -> str:
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     # a source or photo may be called "NA" or "007": only the numbers are numbers
     types: dict[str, Any] = {name: _NUMBERS.get(name, str) for name in columns}
-    table = pd.read_csv(path, dtype=types, keep_default_na=False)
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, usecols=list(columns))
     return table[list(columns)]

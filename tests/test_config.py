@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deepfake.config import ConfigError, Hyperparameters
 from deepfake.prepare import Prepared, Summary
@@ -39,7 +40,7 @@ MISTAKES = {
     "train.batchsize=3": r"unknown key 'train\.batchsize'; did you mean 'train\.batch_size'\?",
     "data.fractions.tran=0.7": r"unknown key .*tran'; did you mean 'data\.fractions\.train'\?",
     "space.lr.lowest=1": r"unknown key 'space\.lr\.lowest'; did you mean 'space\.lr\.low'\?",
-    "colour=blue": r"unknown key 'colour'; known here: baselines, data, name, space",
+    "colour=blue": r"unknown key 'colour'; known here: augment, baselines, data, name, space",
     "space.lr.low=-0.001": r"'space\.lr': low -0\.001 must be above 0 on a log scale",
     "space.lr=-0.001": r"'space\.lr': Input should be greater than 0, not -0\.001",
     "space.lr.high=1e-9": r"'space\.lr': low 1e-05 is not below high 1e-09",
@@ -69,6 +70,15 @@ MISTAKES = {
     "name=a/b": r"'name': .*not \"a/b\"",
     "data=3": r"'data': Input should be a section of keys, not 3",
     "train": r"--set 'train': must be key=value",
+    "augment.jpg={p: 0.5}": r"unknown key 'augment\.jpg'; did you mean 'augment\.jpeg'\?",
+    "augment.jpeg.quality=30": r"unknown key 'augment\.jpeg\.quality'; known here: high, low, p",
+    "augment.jpeg={low: 30}": r"'augment\.jpeg\.p' is missing",
+    "augment.jpeg={p: 1.5}": r"'augment\.jpeg\.p': .*less than or equal to 1, not 1\.5",
+    "augment.jpeg={p: 1, low: 0}": r"'augment\.jpeg\.low': .*greater than or equal to 1, not 0",
+    "augment.blur={p: 1, low: 4}": r"'augment\.blur\.low': 4 is above high 3",
+    "augment.noise=20": r"'augment\.noise': Input should be a section of keys, not 20",
+    "space.augment_p=0.5": r"'space\.augment_p': there is no section 'augment'",
+    "train.augment={}": r"unknown key 'train\.augment'; did you mean 'augment'\?",
     "train.lr_patience={": r"--set train\.lr_patience: the value is not YAML",
 }
 
@@ -104,7 +114,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_shipped_studies_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     loaded = [load_config(path) for path in CONFIGS if path.name != "baselines.yaml"]
-    assert {config.name for config in loaded} == {"openforensics-report", "sample"}
+    assert {config.name for config in loaded} == {
+        "openforensics-official",
+        "openforensics-report",
+        "sample",
+    }
 
 
 def test_relative_paths_are_of_the_folder_the_command_is_started_in(
@@ -169,6 +183,109 @@ def test_the_fingerprint_ignores_places_and_budget_but_no_setting_that_changes_a
     }.items():
         changed = of(override)
         assert {k for k, v in changed.items() if of().get(k) != v} == {key}
+
+
+AUGMENT = "augment={jpeg: {p: 0.5}, flip: {p: 0.4}}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("space.augment_p=1.5", r"'space\.augment_p': .*less than or equal to 1, not 1\.5"),
+        ("space.augment_p={low: 0, high: 2}", r"'space\.augment_p': .*than or equal to 1, not 2"),
+        (
+            "space.augment_p={low: 0.1, high: 1}",
+            r"'space': baseline 'cnn' is outside: augment_p 0 is not in \[0\.1, 1\]",
+        ),
+    ],
+)
+def test_a_wrong_augment_p_is_named(override: str, message: str, make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(AUGMENT, override)
+
+
+def test_augment_with_nothing_to_augment_is_refused(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    document = yaml.safe_load((REPOSITORY / "configs/baselines.yaml").read_text())
+    document["baselines"] = [document["baselines"][1]]
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(document))
+    only_frozen = (f"baselines={tmp_path}/frozen.yaml", "space.variant=mobilenet_v2_frozen")
+    make_config(*only_frozen)
+    with pytest.raises(
+        ConfigError, match="'augment': the only variant, mobilenet_v2_frozen, sees"
+    ):
+        make_config(*only_frozen, AUGMENT)
+
+
+def test_a_baselines_file_cannot_ask_for_augmentation(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    document = yaml.safe_load((REPOSITORY / "configs/baselines.yaml").read_text())
+    document["baselines"][0]["params"]["augment_p"] = 0.5
+    (tmp_path / "augmented.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match="'baselines': 'cnn' names augment_p; baselines are not"):
+        make_config(f"baselines={tmp_path}/augmented.yaml", AUGMENT)
+
+
+def test_a_plain_study_does_not_mention_augment(make_config: MakeConfig) -> None:
+    config = make_config()
+    params = config.baselines.baselines[0].params
+    for text in (
+        public_yaml(config),
+        str(fingerprint(config, PREPARED, "weights")),
+        str(config.train_config(params, fixed=False).model_dump()),
+        str(config.baseline_params(config.baselines.baselines[0]).model_dump()),
+    ):
+        assert "augment" not in text
+
+
+def test_augment_is_part_of_the_fingerprint(make_config: MakeConfig) -> None:
+    plain = fingerprint(make_config(), PREPARED, "weights")
+    of = fingerprint(make_config(AUGMENT, "space.augment_p={low: 0, high: 1}"), PREPARED, "w")
+    assert {key: value for key, value in of.items() if "augment" in key} == {
+        "augment.flip.p": 0.4,
+        "augment.jpeg.p": 0.5,
+        "augment.jpeg.low": 30,
+        "augment.jpeg.high": 95,
+        "space.augment_p.low": 0.0,
+        "space.augment_p.high": 1.0,
+        "space.augment_p.log": False,
+    }
+    assert plain.keys() == {key for key in of if "augment" not in key}
+
+
+def test_drawn_trials_are_augmented_and_no_baseline_and_no_frozen_backbone(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(AUGMENT)
+    drawn = {"lr": 1e-3, "weight_decay": 0, "dropout": 0.5}
+    of = {v: Hyperparameters(variant=v, **drawn) for v in config.space.variant}
+    for variant, params in of.items():
+        assert config.train_config(params, fixed=True).augment is None
+        augment = config.train_config(params, fixed=False).augment
+        assert augment == (None if variant == "mobilenet_v2_frozen" else config.augment)
+
+
+@pytest.mark.parametrize(
+    ("space", "drawn", "jpeg_p"),
+    [(None, None, 0.5), ("0.2", None, 0.1), ("0", None, None)]
+    + [("{low: 0, high: 1}", p, 0.5 * p if p else None) for p in (0.0, 0.4, 1.0)],
+)
+def test_augment_p_scales_every_probability(
+    space: str | None, drawn: float | None, jpeg_p: float | None, make_config: MakeConfig
+) -> None:
+    config = make_config(AUGMENT, *([f"space.augment_p={space}"] if space else []))
+    params = Hyperparameters(variant="cnn", lr=1e-3, weight_decay=0, dropout=0.5, augment_p=drawn)
+    augment = config.train_config(params, fixed=False).augment
+    if jpeg_p is None:
+        assert augment is None
+    else:
+        assert augment is not None
+        assert augment.jpeg is not None
+        assert augment.flip is not None
+        assert (augment.jpeg.p, augment.flip.p) == pytest.approx((jpeg_p, 0.8 * jpeg_p))
+        assert augment.jpeg.low == 30
 
 
 def test_a_baseline_is_trained_in_fp32_whatever_the_others_are(make_config: MakeConfig) -> None:
