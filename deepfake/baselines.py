@@ -20,6 +20,9 @@ class Figures(Frozen):
     f1_1: float = Field(ge=0, le=1)
 
 
+FIGURES = tuple(Figures.model_fields)  # the columns of the report's tables
+
+
 class Baseline(Frozen):
     """One configuration of the report; published is None where the report prints no figures."""
 

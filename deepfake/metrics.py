@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix as count_outcomes
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score, roc_curve
 from torch import Tensor
 from torch.nn import functional
 
 from deepfake.config import FAKE, REAL
 
 BOOTSTRAP_RESAMPLES = 2000
+MIN_REALS = 500  # 1 % of them is five faces
 _CHUNK = 100  # resamples at once: keeps (chunk, N) small at OpenForensics' size
 
 
@@ -109,6 +110,30 @@ def measure(logits: Tensor, labels: Tensor) -> Metrics:
 def fake_score(logits: Tensor) -> Tensor:
     """A score (N,) that ranks as P(FAKE) does, without its ties at 0 and 1."""
     return logits.double()[:, FAKE] - logits.double()[:, REAL]
+
+
+def equal_error_rate(logits: Tensor, labels: Tensor) -> float:
+    """Where as large a share of reals is taken for fake as of fakes for real.
+
+    The ROC curve's crossing with the line from (0, 1) to (1, 0), straight between its points.
+    """
+    false_alarms, found, _ = roc_curve(labels, fake_score(logits), drop_intermediate=False)
+    gap = 1 - found - false_alarms  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float((1 - share) * false_alarms[after - 1] + share * false_alarms[after])
+
+
+def recall_at_false_alarms(logits: Tensor, labels: Tensor, rate: float = 0.01) -> float | None:
+    """The largest share of fakes found while at most rate of the reals is taken for fake.
+
+    None under MIN_REALS real faces: so small a rate of them is a handful.
+    """
+    reals = int((labels == REAL).sum())
+    if reals < MIN_REALS:
+        return None
+    false_alarms, found, _ = roc_curve(labels, fake_score(logits), drop_intermediate=False)
+    return float(found[false_alarms * reals <= rate * reals + 1e-6].max())
 
 
 def intervals(

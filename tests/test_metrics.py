@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from scipy.optimize import brentq
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
 
 from deepfake import metrics
 from deepfake.metrics import (
@@ -11,11 +12,13 @@ from deepfake.metrics import (
     accuracy,
     confusion_matrix,
     cross_entropy,
+    equal_error_rate,
     fake_probability,
     fake_score,
     intervals,
     measure,
     predict,
+    recall_at_false_alarms,
 )
 
 # Eight faces, three real (0) and five fake (1). score = logit of FAKE - logit of REAL;
@@ -225,3 +228,43 @@ def test_resamples_of_one_label_are_left_out_of_the_auc_interval():
     logits, labels = logits_of((-1.0, -2.0, 0.5, -0.2, 2.0)), torch.tensor((0, 0, 1, 0, 1))
     found = intervals(logits, labels, np.array([0, 0, 1, 2, 1]))
     assert (found["auc"].low, found["auc"].high) == (1, 1)
+
+
+def test_the_equal_error_rate_of_eight_faces_by_hand():
+    # from 3.5 on called fake: one real of four (4), and one fake of four is missed (2.5)
+    logits = logits_of((1.0, 2.0, 3.0, 4.0, 2.5, 3.5, 4.5, 5.5))
+    assert equal_error_rate(logits, torch.tensor([0] * 4 + [1] * 4)) == 0.25
+
+
+def test_the_equal_error_rate_lies_on_the_line_between_two_thresholds():
+    # at 2: no false alarm, half the fakes missed; at 1, a tie: half false alarms, none missed
+    logits = logits_of((0.0, 1.0, 1.0, 2.0))
+    assert equal_error_rate(logits, torch.tensor((0, 0, 1, 1))) == 0.25
+
+
+@pytest.mark.parametrize(("n", "levels"), [(40, None), (300, 4), (301, 1)])
+def test_the_equal_error_rate_is_the_root_that_scipy_finds(n, levels):
+    logits, labels = random_faces(n, seed=n, levels=levels)
+    false_alarms, found, _ = roc_curve(labels, fake_score(logits))
+    root = brentq(lambda x: 1 - x - np.interp(x, false_alarms, found), 0, 1, xtol=1e-14)
+    assert equal_error_rate(logits, labels) == pytest.approx(root, abs=1e-9)
+
+
+def test_a_perfect_model_has_no_equal_error():
+    assert equal_error_rate(logits_of((-1.0, 1.0)), torch.tensor((0, 1))) == 0
+
+
+def test_recall_at_one_percent_false_alarms_by_hand():
+    # 600 reals with scores 0 to 599: six of them may be taken for fake, 594 to 599
+    reals, fakes = torch.arange(600.0), torch.tensor((593.0, 593.5, 594.0, 700.0))
+    logits = logits_of(torch.cat([reals, fakes]).tolist())
+    labels = torch.tensor([0] * 600 + [1] * 4)
+    # from just above 593 on; but the fake of 593 comes together with the seventh real
+    assert recall_at_false_alarms(logits, labels) == 3 / 4
+
+
+def test_recall_at_one_percent_false_alarms_needs_500_reals():
+    logits, labels = torch.zeros(503, 2), torch.tensor([0] * 499 + [1] * 4)
+    assert recall_at_false_alarms(logits, labels) is None
+    labels[499] = 0
+    assert recall_at_false_alarms(logits, labels) == 0  # all scores are one: all or none
