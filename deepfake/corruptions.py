@@ -1,0 +1,150 @@
+"""What happens to pictures on their way: JPEG, blur, noise and more; faces and models under it."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as vision
+
+from deepfake.config import TrainConfig
+from deepfake.fit import evaluate
+from deepfake.jpeg import jpeg
+from deepfake.precision import full_precision
+from deepfake.store import Faces
+
+VERSION = 1  # raised when the same corruption gives other pixels: stored features are of one
+Kind = Literal["jpeg", "blur", "downscale", "noise", "brightness", "contrast"]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One thing that is done to pictures, always the same to the same picture."""
+
+    kind: Kind
+    value: float  # JPEG quality, sigma in px, factor of the side, sigma in levels of 255, factor
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.value:g}"
+
+    def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 to the same. seeds (B,), on the CPU: of each picture's noise."""
+        match self.kind:
+            case "jpeg":
+                return jpeg(images, round(self.value))
+            case "blur":
+                return blur(images, self.value)
+            case "downscale":
+                return downscale(images, self.value)
+            case "noise":  # picture by picture: the same whatever batch it is in
+                drawn = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+                pairs = zip(torch.split(images, 1), drawn, strict=True)
+                return torch.cat([noise(one, self.value, generator) for one, generator in pairs])
+            case "brightness":
+                return _channels_first(vision.adjust_brightness, images, self.value)
+            case "contrast":
+                return _channels_first(vision.adjust_contrast, images, self.value)
+            case _:
+                raise AssertionError(self.kind)
+
+
+# The suite: what a finalist is measured under, by name. Mild to harsh within each kind.
+SUITE = {
+    corruption.name: corruption
+    for corruption in (
+        *[Corruption("jpeg", quality) for quality in (90, 70, 50, 30)],
+        *[Corruption("blur", sigma) for sigma in (1, 2, 3)],
+        *[Corruption("downscale", factor) for factor in (0.75, 0.5, 0.25)],
+        *[Corruption("noise", sigma) for sigma in (5, 10, 20)],
+        *[Corruption("brightness", factor) for factor in (0.7, 1.3)],
+        *[Corruption("contrast", factor) for factor in (0.7, 1.3)],
+    )
+}
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian, sigma in px, cut at 3 sigma; the border is mirrored."""
+    size = 2 * math.ceil(3 * sigma) + 1
+    planes: Tensor = images.permute(0, 3, 1, 2).float()
+    with full_precision():  # rows, then columns: in one pass it takes up to 19 times the products
+        planes = vision.gaussian_blur(planes, [size, 1], [sigma, sigma])
+        planes = vision.gaussian_blur(planes, [1, size], [sigma, sigma])
+    return planes.round_().byte().permute(0, 2, 3, 1)
+
+
+def downscale(images: Tensor, factor: float) -> Tensor:
+    """To that share of the side and back, both bilinear with antialiasing, as Pillow has it."""
+    size = list(images.shape[1:3])
+    small = [max(round(side * factor), 1) for side in size]
+    planes: Tensor = vision.resize(images.permute(0, 3, 1, 2), small, antialias=True)
+    planes = vision.resize(planes, size, antialias=True)
+    return planes.permute(0, 2, 3, 1)
+
+
+def noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Gaussian, sigma in levels of 255, drawn where the generator is."""
+    drawn = torch.randn(images.shape, generator=generator, device=generator.device)
+    return drawn.to(images.device).mul_(sigma).add_(images).round_().clamp_(0, 255).byte()
+
+
+def under(faces: Faces, corruption: Corruption) -> Faces:
+    """The same faces, each under that corruption; the same pixels every time and everywhere."""
+    assert faces.change is None
+    seeds = _seeds(faces)
+    return replace(faces, change=lambda images, numbers, _: corruption(images, seeds[numbers]))
+
+
+def logits_under(
+    model: nn.Module,
+    faces: Faces,
+    corruption: Corruption,
+    config: TrainConfig,
+    device: torch.device,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The logits (N, 2) of the faces under a corruption, in their order, float32 on the CPU."""
+    return evaluate(model, under(faces, corruption), config, device, tick)
+
+
+def robust_faces(faces: Faces) -> Faces:
+    """The same faces, as many, each as its name has it: clean, or under one of the suite."""
+    assert faces.change is None
+    seeds = _seeds(faces)
+    suite = list(SUITE.values())
+    chosen = [corruption_of(name) for name in faces.table["cutted_name"]]
+    kinds = torch.tensor([-1 if one is None else suite.index(one) for one in chosen])
+
+    def change(images: Tensor, numbers: Tensor, _: torch.Generator | None) -> Tensor:
+        of_batch = kinds[numbers]
+        for kind, corruption in enumerate(suite):
+            places = (of_batch == kind).nonzero().flatten()
+            if len(places):
+                images[places] = corruption(images[places], seeds[numbers[places]])
+        return images
+
+    return replace(faces, change=change)
+
+
+def corruption_of(name: str) -> Corruption | None:
+    """What a face of the robust set is under, None if clean: all with equal chances."""
+    return (None, *SUITE.values())[_hash(name) % (1 + len(SUITE))]
+
+
+def _seeds(faces: Faces) -> Tensor:
+    """(N,) int64, of each face's name alone."""
+    return torch.tensor([_hash(name) for name in faces.table["cutted_name"]])
+
+
+def _hash(name: str) -> int:
+    """63 bits."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
+
+
+def _channels_first(
+    change: Callable[[Tensor, float], Tensor], images: Tensor, value: float
+) -> Tensor:
+    return change(images.permute(0, 3, 1, 2), value).permute(0, 2, 3, 1)
