@@ -1,0 +1,238 @@
+"""A model to keep: a slot is proven, calibrated on validation, written out and registered."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepfake.calibration import choose_threshold, fit_temperature
+from deepfake.config import TrainSettings, UserError
+from deepfake.export import (
+    CARD,
+    MODEL_JSON,
+    ModelInfo,
+    Preparation,
+    Trained,
+    check_onnx,
+    refuse_existing,
+    whole_folder,
+    write_model,
+    write_onnx,
+)
+from deepfake.fit import evaluate
+from deepfake.metrics import (
+    confusion_matrix,
+    cross_entropy,
+    fake_probability,
+    intervals,
+    measure,
+)
+from deepfake.models import count_parameters
+from deepfake.openforensics import PHOTO
+from deepfake.parallel import Progress
+from deepfake.precision import full_precision
+from deepfake.store import Faces
+from study.card import Measured, model_card
+from study.config import OBJECTIVES, StudyConfig
+from study.final import Evaluated, Evaluation, Evaluator, SplitFigures
+from study.objective import Inputs
+from study.origin import git_commit
+from study.records import SlotRecord, best_of
+from study.slots import Slots
+from study.steps import Steps, quiet
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where an exported model is, and what it says of itself."""
+
+    folder: str
+    registered: str  # MLflow's URI of it
+    slot: int
+    variant: str
+    temperature: float
+    threshold: float
+    weights_sha256: str
+
+
+def keep(
+    slots: Slots,
+    number: int | None,
+    out: Path,
+    device: torch.device,
+    *,
+    onnx: bool = False,
+    progress: Progress = quiet,
+) -> Kept:
+    """Export a slot, without a number the best one, to the folder out and to MLflow's registry.
+
+    Raises UserError if out is there already or the slot has no weights, ProofFailed if they are
+    not what its figures came from. An export that fails leaves no folder.
+    """
+    refuse_existing(out)
+    if onnx:
+        check_onnx()
+    evaluator = Evaluator(slots, device, progress)
+    records = slots.records()
+    best = best_of(records)
+    if number is None:
+        if best is None:
+            raise UserError(f"study '{slots.config.name}' has no complete slot to export")
+        number = best.number
+    evaluation = evaluator.evaluate_slot(number)
+    (proven,) = evaluation.finalists
+    record = next(record for record in records if record.number == proven.slot)
+    network, weights_sha256 = evaluator.load(record)
+    _check_logged(evaluator, record, weights_sha256)
+    faces, logits = _validated(evaluator, record, network, device)
+    temperature = fit_temperature(logits, faces.labels)
+    threshold = choose_threshold(logits.double() / temperature, faces.labels)
+    info = _info(evaluator, record, weights_sha256, temperature, threshold)
+    is_best = best is not None and best.number == record.number
+    card = model_card(
+        info,
+        _measured(evaluation, proven, faces, logits, info),
+        chosen=_chosen(records, record, is_best),
+        searched=is_best,
+        parameters=count_parameters(network),
+        onnx=onnx,
+    )
+    network = network.cpu().eval()
+    with whole_folder(out) as folder:
+        writing = Steps(progress, "write", 2 + onnx)
+        write_model(folder, info, network.state_dict(), card)
+        writing.advance()
+        if onnx:
+            write_onnx(folder, info, network)
+            writing.advance()
+        assert record.run_id is not None
+        files = [folder / MODEL_JSON, folder / CARD]
+        registered = evaluator.tracker.register(record.run_id, network, info, files)
+        writing.advance()
+    own = (record.number, info.variant, temperature, threshold, weights_sha256)
+    return Kept(str(out), registered, *own)
+
+
+def _check_logged(evaluator: Evaluator, record: SlotRecord, weights_sha256: str) -> None:
+    # the proof has a tolerance where bits may differ; the hash has none
+    assert record.run_id is not None
+    logged = evaluator.tracker.tags(record.run_id)["weights_sha256"]
+    if logged != weights_sha256:
+        raise UserError(
+            f"slot {record.number}: the weights of run {record.run_id} have changed since they "
+            f"were logged (sha256 {weights_sha256[:12]}, not {logged[:12]}); put them back"
+        )
+
+
+def _validated(
+    evaluator: Evaluator, record: SlotRecord, network: nn.Module, device: torch.device
+) -> tuple[Faces, Tensor]:
+    """Validation faces and their logits in fp32, as predict computes them."""
+    assert record.params is not None
+    train = evaluator.config.train_config(record.params, fixed=True)
+    faces = evaluator.inputs.faces("val", train.side_px)
+    steps = Steps(evaluator.progress, "calibrate", evaluator.batches("val"))
+    with full_precision():
+        return faces, evaluate(network, faces, train, device, steps.advance)
+
+
+def _info(
+    evaluator: Evaluator,
+    record: SlotRecord,
+    weights_sha256: str,
+    temperature: float,
+    threshold: float,
+) -> ModelInfo:
+    assert record.params is not None
+    config = evaluator.config
+    return ModelInfo(
+        variant=record.params.variant,
+        side_px=config.train.image_size.of(record.params.variant),
+        hyperparameters=record.params,
+        temperature=temperature,
+        threshold=threshold,
+        preparation=Preparation(margin=config.data.margin, min_face_px=config.data.min_face_px),
+        weights_sha256=weights_sha256,
+        trained=_trained(config, evaluator.inputs, record),
+    )
+
+
+def _trained(config: StudyConfig, inputs: Inputs, record: SlotRecord) -> Trained:
+    assert record.params is not None
+    assert record.run_id is not None
+    assert record.best_epoch is not None
+    assert record.best_loss is not None
+    train = config.train_config(record.params, fixed=record.baseline is not None)
+    from_scratch = train.variant == "cnn" or train.weights == "none"
+    prepared = inputs.prepared
+    return Trained(
+        study=config.name,
+        slot=record.number,
+        run_id=record.run_id,
+        sources=tuple(sorted(path.stem for path in config.data.jsons)),
+        photos=prepared.summary.photos,
+        faces=prepared.summary.splits,
+        splits=config.data.splits,
+        group_by=config.data.group_by,
+        faces_sha256=prepared.faces_sha256,
+        splits_sha256=prepared.splits_sha256,
+        crops_sha256=prepared.crops_sha256,
+        pretrained="none" if from_scratch else Path(train.weights).name,  # no path of ours
+        pretrained_sha256="none" if from_scratch else inputs.weights_sha256,
+        settings=train.model_dump(
+            mode="json", include={*TrainSettings.model_fields} - {"weights"}
+        ),
+        epoch=record.best_epoch,
+        val_loss=record.best_loss,
+        objective=config.study.objective,
+        torch=str(torch.__version__),
+        commit=git_commit(),
+    )
+
+
+def _measured(
+    evaluation: Evaluation, proven: Evaluated, faces: Faces, logits: Tensor, info: ModelInfo
+) -> Measured:
+    calibrated = logits.double() / info.temperature
+    verdicts = fake_probability(calibrated) >= info.threshold
+    columns = {
+        "validation at 0.5": proven.val,
+        "validation at the threshold": _at_threshold(verdicts, faces, proven.val),
+    }
+    if proven.test is not None:
+        columns["test at 0.5"] = proven.test
+    columns |= {f"{name} at 0.5": figures for name, figures in proven.test_sets.items()}
+    return Measured(
+        columns=columns,
+        nll_before=cross_entropy(logits, faces.labels),
+        nll_after=cross_entropy(calibrated, faces.labels),
+        opening=evaluation.opening,
+        openings=evaluation.openings,
+    )
+
+
+def _at_threshold(verdicts: Tensor, faces: Faces, at_half: SplitFigures) -> SplitFigures:
+    """The figures of other verdicts, (N,) bool; the AUC is of no threshold and stays."""
+    sure = torch.where(verdicts, 1.0, -1.0)
+    logits = torch.stack([-sure, sure], dim=1)
+    photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
+    accuracy = intervals(logits, faces.labels, photos)["accuracy"]
+    return SplitFigures(
+        faces=len(faces),
+        metrics={**measure(logits, faces.labels).as_dict(), "auc": at_half.metrics["auc"]},
+        intervals={**at_half.intervals, "accuracy": (accuracy.low, accuracy.high)},
+        confusion=confusion_matrix(logits, faces.labels).rows(),
+    )
+
+
+def _chosen(records: list[SlotRecord], record: SlotRecord, is_best: bool) -> str:
+    complete = sum(r.state == "complete" for r in records)
+    how = "named by its number"
+    if is_best:
+        how = f"the best of {complete} complete slots by {OBJECTIVES[record.objective]}"
+    if record.baseline:
+        how += f", and the report's baseline `{record.baseline}`"
+    left = sum(not r.finished for r in records)
+    return how + (f" ({left} slots were still to run)" if left else "")
