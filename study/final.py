@@ -1,48 +1,58 @@
-"""The proof of the logged figures, and the only reader of the test split."""
+"""The proof of the logged figures, and the only reader of the test sets."""
 
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
-from deepfake.config import Split, UserError
-from deepfake.fit import evaluate, set_precision
+from deepfake.config import SPLITS, Split, UserError
+from deepfake.corruptions import SUITE
+from deepfake.fit import EVAL_BATCHES, evaluate
 from deepfake.metrics import ConfusionMatrix, confusion_matrix, cross_entropy, intervals, measure
 from deepfake.models import build_model, state_dict_sha256
+from deepfake.openforensics import PHOTO
+from deepfake.parallel import Progress
+from deepfake.precision import set_precision
 from deepfake.prepare import load_prepared
-from deepfake.splits import Opening
+from deepfake.splits import Opening, sha256_of
 from deepfake.store import Faces
+from study.analysis import analysis
 from study.config import StudyConfig
-from study.figures import confusion_figure
+from study.exhibits import exhibits
+from study.figures import confusion_figure, corruptions_figure
+from study.finals import Contender, incumbents, of_search
 from study.objective import Inputs, hardware
-from study.records import SlotRecord, best_of
+from study.predictions import (
+    Finalist,
+    Role,
+    prediction_rows,
+    read_predictions,
+    write_predictions,
+)
+from study.proof import Proof, prove
+from study.records import SlotRecord
+from study.robustness import Row, falls_of, first_seeds, write_corruptions
 from study.slots import Slots
 from study.spool import Spool
+from study.steps import Steps, quiet
 from study.tracking import Tracker
 from study.worker import set_up, study_fingerprint
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of the validation loss on other hardware
-
-
-class ProofFailed(UserError):
-    """A validation loss recomputed from logged weights is not the logged one."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A logged validation loss, and the same computed again from the logged weights."""
-
-    logged: float
-    recomputed: float
-    same_hardware: bool  # then the two are equal, bit for bit
+PREDICTIONS, CORRUPTIONS = "predictions.csv.gz", "corruptions.csv"
 
 
 @dataclass(frozen=True)
@@ -57,63 +67,117 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One slot, re-evaluated."""
+    """One training, re-evaluated."""
 
-    slot: int
-    model: str  # the baseline's name, "best", or "slot N"
+    model: str  # the baseline's name, "slot N", or "incumbent N"
+    role: Role
+    slot: int  # of the search
+    seed: int
     variant: str
     weights_sha256: str
     proof: Proof
     val: SplitFigures
-    test: SplitFigures | None  # None unless the slot is in an opened list
+    test: SplitFigures | None  # None unless these weights are in an opened list
+    test_sets: dict[str, SplitFigures] = field(default_factory=dict)  # the further ones, by name
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What evaluate found, and under which opening of the test split."""
 
-    finalists: list[Evaluated]
+    finalists: list[Evaluated]  # candidates and baselines
+    diagnostics: list[Evaluated]  # the search's incumbents
     opening: dict[str, Any] | None
     openings: int  # different lists the test split was opened for, so far
+    left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
+    analysis: dict[str, Any] | None = None  # of the predictions: see study.analysis
+    test_sets: dict[str, Any] = field(default_factory=dict)  # the same of further ones, by name
+    predictions_sha256: str | None = None
+    corruptions: list[Row] | None = None  # of study.robustness; None: not measured
 
 
 class Evaluator:
-    """Re-evaluates slots of one study on one device."""
+    """Re-evaluates trainings of one study on one device."""
 
-    def __init__(self, slots: Slots, device: torch.device) -> None:
+    def __init__(self, slots: Slots, device: torch.device, progress: Progress = quiet) -> None:
         """Raises StudyMismatch or DataError if data or settings are not the study's."""
         self.config: StudyConfig = slots.config
         self.slots = slots
         self.device = device
+        self.progress = progress
         set_up(self.config, device)
         self.inputs = Inputs.load(self.config, load_prepared(self.config.data))
         slots.refuse_other(study_fingerprint(self.config, self.inputs))
         self.tracker = Tracker(self.config, slots)
+        splits = self.inputs.prepared.summary.splits
+        self.further = tuple(split for split in splits if split not in SPLITS)  # test sets
+        self.predictions = pd.DataFrame()  # of the last evaluate: see study.predictions
+        self._rows: list[pd.DataFrame] = []  # of the predictions
+        self._falls: list[Row] = []  # under corruptions
+        self._steps = Steps(quiet, "", 0)  # batches of the stage under way
 
-    def evaluate(self) -> Evaluation:
-        """Prove the best trial and the baselines, freeze that list, open the test split for it."""
-        records = self.slots.records()
-        unfinished = [record.number for record in records if not record.finished]
-        if unfinished:
-            raise UserError(
-                f"study '{self.config.name}' has {len(unfinished)} unfinished slots; finish it "
-                "first with: deepfake-study run CONFIG"
-            )
-        finalists = self._finalists(records)
-        # the best trial may be a baseline: then one proof and one test stand for both
-        unique = {record.number: record for _, record in finalists}
-        proven = {n: self._prove(record) for n, record in unique.items()}
-        opening, entry = self._freeze(list(proven.values()))
-        tested = {n: self._test(evaluated, opening) for n, evaluated in proven.items()}
-        named = [replace(tested[record.number], model=model) for model, record in finalists]
+    def evaluate(
+        self,
+        contenders: Sequence[Contender],
+        left_out: Sequence[str] = (),
+        *,
+        corruptions: bool = False,
+    ) -> Evaluation:
+        """Prove each, freeze that list and the incumbents', open the test split for it.
+
+        All that they say of validation and test faces is logged as one table, which figures,
+        intervals and verdicts are computed from; with corruptions, what the first seed of each
+        scores on test faces under them as another. left_out: what is said of trainings that have
+        no weights.
+        """
+        self._rows, self._falls = [], []
+        under_corruptions = first_seeds(contenders) if corruptions else []
+        diagnostics = incumbents(self.slots)
+        everyone = (*contenders, *diagnostics)
+        self._steps = self._proofs(len(everyone))
+        proven = [self._prove(contender) for contender in everyone]
+        opening, entry = self._freeze(proven)
+        self._steps = self._tests(len(everyone), len(under_corruptions))
+        tested = [
+            self._test(contender, evaluated, opening, fall=contender in under_corruptions)
+            for contender, evaluated in zip(everyone, proven, strict=True)
+        ]
+        predictions = pd.concat(self._rows, ignore_index=True)
         openings = self.slots.attributes()["openings"]
-        evaluation = Evaluation(named, entry, len({e["sha256"] for e in openings}))
-        self.slots.set_attribute("evaluation", asdict(evaluation))
-        self.tracker.log_study(
-            {"opening_sha256": opening.sha256, "test_openings": str(evaluation.openings)},
-            {"test/openings.json": json.dumps(openings, indent=1)},
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            table = Path(folder, PREDICTIONS)
+            write_predictions(predictions, table)
+            # of the file: what anybody computes from it is this
+            self.predictions, baselines = read_predictions(table), self.config.baselines
+            evaluation = Evaluation(
+                finalists=tested[: len(contenders)],
+                diagnostics=tested[len(contenders) :],
+                opening=entry,
+                openings=len({e["sha256"] for e in openings}),
+                left_out=list(left_out),
+                analysis=analysis(self.predictions, baselines),
+                test_sets={
+                    name: analysis(self.predictions, baselines, name) for name in self.further
+                },
+                predictions_sha256=sha256_of(table),
+                corruptions=self._falls or None,
+            )
+            # first, or figures would stand without what they were computed from
+            self.tracker.log_study_file(f"test/{PREDICTIONS}", table)
+            pictures = self._log_falls(Path(folder))
+            self.slots.set_attribute("evaluation", asdict(evaluation))
+            self.tracker.log_study(
+                {"opening_sha256": opening.sha256, "test_openings": str(evaluation.openings)},
+                {"test/openings.json": json.dumps(openings, indent=1), **pictures},
+            )
+        self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
         return evaluation
+
+    def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
+        assert evaluation.analysis is not None
+        assert evaluation.predictions_sha256 is not None
+        best, crops_dir = evaluation.analysis["best"], self.inputs.prepared.work_dir / "crops"
+        return exhibits(predictions, best, evaluation.predictions_sha256, crops_dir)
 
     def evaluate_slot(self, number: int) -> Evaluation:
         """Prove one slot; its test figures only if an opened list already names it."""
@@ -123,26 +187,37 @@ class Evaluator:
         record = records[number]
         if record.state not in ("complete", "pruned") or record.best_loss is None:
             raise UserError(f"--trial {number}: it is {record.state} and has no weights to prove")
-        proven = self._prove(record)
+        contender = of_search(self.slots, record)
+        self._steps = self._proofs(1)
+        proven = self._prove(contender)
         openings = self.slots.attributes().get("openings", [])
         mine = _entry(proven)
         entry = next((opened for opened in openings if mine in opened["finalists"]), None)
         if entry is not None:
-            proven = self._test(proven, Opening(tuple(entry["finalists"]), entry["sha256"]))
-        return Evaluation([proven], entry, len({e["sha256"] for e in openings}))
+            opening = Opening(tuple(entry["finalists"]), entry["sha256"])
+            self._steps = self._tests(1, 0)
+            proven = self._test(contender, proven, opening)
+        return Evaluation([proven], [], entry, len({e["sha256"] for e in openings}))
 
-    def _finalists(self, records: list[SlotRecord]) -> list[tuple[str, SlotRecord]]:
-        best = best_of(records)
-        if best is None:
-            raise UserError(f"study '{self.config.name}' has no complete slot to evaluate")
-        baselines = [r for r in records if r.baseline and r.state == "complete"]
-        return [("best", best), *((r.baseline or "", r) for r in baselines)]
+    def batches(self, split: Split) -> int:
+        """Of one pass over a split's faces."""
+        faces = sum(self.inputs.prepared.summary.splits[split].values())
+        return math.ceil(faces / (self.config.train.batch_size * EVAL_BATCHES))
 
-    def _prove(self, record: SlotRecord) -> Evaluated:
-        """Compute the validation loss again from the logged weights, and hold it to the logged."""
+    def _proofs(self, models: int) -> Steps:
+        passes = 1 if self.inputs.objective == "val_loss" else 2
+        return Steps(self.progress, "prove", models * passes * self.batches("val"))
+
+    def _tests(self, models: int, fallen: int) -> Steps:
+        each = sum(self.batches(split) for split in ("test", *self.further))
+        falls = fallen * len(SUITE) * self.batches("test")
+        return Steps(self.progress, "test", models * each + falls)
+
+    def _prove(self, contender: Contender) -> Evaluated:
+        """Compute the objective again from the logged weights, and hold it to the logged."""
+        record = contender.record
         assert record.params is not None
-        assert record.best_loss is not None
-        spool = Spool.of(self.config, self.slots.study_id)
+        spool = Spool.of(contender.slots.config, contender.slots.study_id)
         if waiting := spool.pending(record.number):
             raise UserError(
                 f"slot {record.number}: {waiting} entries wait for MLflow in {spool.folder}; "
@@ -150,28 +225,33 @@ class Evaluator:
             )
         if record.run_id is None:
             raise UserError(f"slot {record.number} has no MLflow run: its weights are not logged")
-        network, weights_sha256 = self._load(record)
+        network, weights_sha256 = self.load(record)
         train = self.config.train_config(record.params, fixed=record.baseline is not None)
         faces = self.inputs.faces("val", train.side_px)
-        logits = evaluate(network, faces, train, self.device)
-        proof = Proof(
-            logged=record.best_loss,
-            recomputed=cross_entropy(logits, faces.labels),
-            same_hardware=self.tracker.tags(record.run_id)["hardware"] == hardware(self.device),
+        passing = (train, self.device, self._steps.advance)
+        logits = evaluate(network, faces, *passing)
+        robust = self.inputs.robust(train.side_px)
+        monitored = logits if robust is None else evaluate(network, robust, *passing)
+        same_hardware = self.tracker.tags(record.run_id)["hardware"] == hardware(self.device)
+        recomputed = cross_entropy(monitored, faces.labels)
+        proof = prove(record, recomputed, train, same_hardware=same_hardware)
+        figures, files = self._figures(contender, logits, faces, "val")
+        found = {proof.objective: proof.recomputed}
+        self.tracker.log_evaluation(record.run_id, "proof", found, files)
+        return Evaluated(
+            model=contender.model,
+            role=contender.role,
+            slot=contender.slot,
+            seed=contender.seed,
+            variant=train.variant,
+            weights_sha256=weights_sha256,
+            proof=proof,
+            val=figures,
+            test=None,
         )
-        tolerance = 0.0 if proof.same_hardware else TOLERANCE[train.precision]
-        if not abs(proof.recomputed - proof.logged) <= tolerance:
-            raise ProofFailed(
-                f"slot {record.number}: its validation loss is {proof.recomputed!r} when computed "
-                f"again from the logged weights, {proof.logged!r} was logged; the weights of run "
-                f"{record.run_id} or the crops have changed"
-            )
-        figures, files = _figures(logits, faces, "val")
-        self.tracker.log_evaluation(record.run_id, "proof", {"val_loss": proof.recomputed}, files)
-        model = record.baseline or f"slot {record.number}"
-        return Evaluated(record.number, model, train.variant, weights_sha256, proof, figures, None)
 
-    def _load(self, record: SlotRecord) -> tuple[nn.Module, str]:
+    def load(self, record: SlotRecord) -> tuple[nn.Module, str]:
+        """The network of a slot with its logged weights, and their sha256."""
         assert record.params is not None
         assert record.run_id is not None
         train = self.config.train_config(record.params, fixed=record.baseline is not None)
@@ -198,44 +278,65 @@ class Evaluator:
                 self.slots.set_attribute("openings", [*openings, entry])
         return opening, entry
 
-    def _test(self, evaluated: Evaluated, opening: Opening) -> Evaluated:
-        """The same model on the test split, logged to its run."""
-        record = self.slots.records()[evaluated.slot]
+    def _test(
+        self, contender: Contender, evaluated: Evaluated, opening: Opening, *, fall: bool = False
+    ) -> Evaluated:
+        """The same model on each test set, logged to its run; fall: on test under corruptions."""
+        record = contender.record
         assert record.params is not None
         assert record.run_id is not None
-        network, weights_sha256 = self._load(record)
+        network, weights_sha256 = self.load(record)
         assert weights_sha256 == evaluated.weights_sha256
         train = self.config.train_config(record.params, fixed=record.baseline is not None)
-        faces = Faces.load(self.inputs.prepared.work_dir, "test", train.side_px, opening)
-        logits = evaluate(network, faces, train, self.device)
-        figures, files = _figures(logits, faces, "test")
-        self.tracker.log_evaluation(record.run_id, "test", figures.metrics, files)
-        return replace(evaluated, test=figures)
+        of_set: dict[str, SplitFigures] = {}
+        for split in ("test", *self.further):
+            faces = Faces.load(self.inputs.prepared.work_dir, split, train.side_px, opening)
+            logits = evaluate(network, faces, train, self.device, self._steps.advance)
+            if fall and split == "test":
+                log.info("%s: %d test faces under corruptions", contender.model, len(faces))
+                self._falls += falls_of(contender, network, faces, logits, train, self.device)
+                self._steps.advance(len(SUITE) * self.batches("test"))
+            of_set[split], files = self._figures(contender, logits, faces, split)
+            self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
+        return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
+
+    def _log_falls(self, folder: Path) -> dict[str, Figure]:
+        """Log the table of what was measured under corruptions; its picture, still to be logged.
+
+        Raises TrackingError if MLflow does not take the table.
+        """
+        if not self._falls:
+            return {}
+        write_corruptions(self._falls, folder / CORRUPTIONS)
+        self.tracker.log_study_file(f"test/{CORRUPTIONS}", folder / CORRUPTIONS)
+        return {"test/corruptions.png": corruptions_figure(self._falls)}
+
+    def _figures(
+        self, contender: Contender, logits: torch.Tensor, faces: Faces, split: Split
+    ) -> tuple[SplitFigures, dict[str, Any]]:
+        """Figures of one split, and the files that show them in MLflow; its rows are kept."""
+        of = Finalist(contender.model, contender.role, contender.slot, (contender.seed,))
+        rows = prediction_rows(faces.table, logits.numpy(), of, contender.seed, split)
+        self._rows.append(rows)
+        photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
+        matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)
+        figures = SplitFigures(
+            faces=len(faces),
+            metrics=measure(logits, faces.labels).as_dict(),
+            intervals={
+                name: (interval.low, interval.high)
+                for name, interval in intervals(logits, faces.labels, photos).items()
+            },
+            confusion=matrix.rows(),
+        )
+        files = {
+            "confusion_matrix.png": confusion_figure(matrix, split),
+            "confusion_matrix.json": json.dumps(matrix.rows()),
+            "figures.json": json.dumps(asdict(figures), indent=1),
+        }
+        return figures, files
 
 
 def _entry(evaluated: Evaluated) -> str:
-    """A finalist in a frozen list: the slot and the weights that stand for it."""
+    """A training in a frozen list: the slot of the search and the weights that stand for it."""
     return f"slot {evaluated.slot} weights {evaluated.weights_sha256}"
-
-
-def _figures(
-    logits: torch.Tensor, faces: Faces, split: Split
-) -> tuple[SplitFigures, dict[str, Any]]:
-    """Figures of one split, and the files that show them in MLflow."""
-    photos = np.asarray(faces.table.groupby(["source", "image_id"]).ngroup(), np.int64)
-    matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)
-    figures = SplitFigures(
-        faces=len(faces),
-        metrics=measure(logits, faces.labels).as_dict(),
-        intervals={
-            name: (interval.low, interval.high)
-            for name, interval in intervals(logits, faces.labels, photos).items()
-        },
-        confusion=matrix.rows(),
-    )
-    files = {
-        "confusion_matrix.png": confusion_figure(matrix, split),
-        "confusion_matrix.json": json.dumps(matrix.rows()),
-        "figures.json": json.dumps(asdict(figures), indent=1),
-    }
-    return figures, files

@@ -1,0 +1,84 @@
+"""What the HTML report shows of an evaluated study."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from deepfake.config import Variant
+from deepfake.metrics import MIN_REALS
+from study.config import TrackingError
+from study.diagrams import curve_figures, incumbents_figure
+from study.exhibits import logged_exhibits
+from study.tracking import Tracker
+
+FIGURES_SHOWN = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "eer": "equal error rate",
+    "nll": "cross-entropy (NLL)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "ece_scaled": "ECE after temperature",
+    "recall_1_at_far_1pct": "fakes found at 1 % false alarms",
+}
+LOWER_IS_BETTER = ("eer", "nll", "brier", "ece", "ece_scaled")
+_MANY_FACES = 5000  # from here on a fourth decimal says something
+
+
+def tested_content(
+    evaluation: Mapping[str, Any] | None, tracker: Tracker | None
+) -> tuple[dict[str, Any] | None, dict[str, go.Figure]]:
+    """What the page says and draws of the test split; None before the study was evaluated.
+
+    An evaluation of an earlier release has no analysis.
+    """
+    if evaluation is None or (analysis := evaluation.get("analysis")) is None:
+        return None, {}
+    variants: dict[str, Variant] = {
+        f["model"]: f["variant"] for f in (*evaluation["finalists"], *evaluation["diagnostics"])
+    }
+    best, models = analysis["best"], analysis["models"]
+    diagnostics = [model for model in models if model["role"] == "diagnostic"]
+    logged, why_not = _logged(evaluation, tracker)
+    figures = curve_figures(logged["curves"], variants) if logged else {}
+    if (incumbents := incumbents_figure(diagnostics, variants)) is not None:
+        figures["incumbents"] = incumbents
+    shown = [model for model in models if model["role"] != "diagnostic"]
+    shown.sort(key=lambda m: (m["model"] != best, m["role"] != "candidate", m["slot"]))
+    return {
+        **{key: analysis[key] for key in ("comparisons", "faces", "real", "fake", "photos")},
+        "best": best,
+        "models": shown,
+        "variants": variants,
+        "rows": FIGURES_SHOWN,
+        "lower_is_better": LOWER_IS_BETTER,
+        "min_reals": MIN_REALS,
+        "decimals": 4 if analysis["faces"] >= _MANY_FACES else 3,
+        "cells": {(c["model"], c["figure"]): c for c in analysis["published"]["cells"]},
+        "slices": _by_kind(analysis.get("slices", ())),  # of an earlier release: none
+        "galleries": logged["galleries"] if logged else [],
+        "drawn": [model["model"] for model in logged["curves"]] if logged else [],
+        "why_not": why_not,
+    }, figures
+
+
+def _by_kind(slices: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for part in slices:
+        found.setdefault(part["by"], []).append(part)
+    return found
+
+
+def _logged(
+    evaluation: Mapping[str, Any], tracker: Tracker | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The exhibits, or why there are none."""
+    if tracker is None:
+        return None, "MLflow can't be reached or has no run of this study"
+    try:
+        return logged_exhibits(tracker, evaluation), None
+    except TrackingError as error:
+        return None, str(error)

@@ -1,0 +1,160 @@
+"""Is the best candidate better than a baseline, and are the report's figures reproduced?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from deepfake.bootstrap import mean_losses
+from deepfake.config import FAKE
+from study.predictions import Finalist, SplitPredictions
+
+MIN_SEEDS = 3  # fewer say too little of how far seeds lie apart
+LEVEL = 0.05
+ROUNDING = 0.005  # the report prints two decimals: p stands for p - 0.005 to p + 0.005
+
+Floats = NDArray[np.float64]
+Verdict = Literal["better", "worse", "not distinguishable", "too few seeds"]
+Reproduction = Literal["reproduced", "not reproduced", "inconclusive"]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """One figure of one model on one split."""
+
+    by_seed: Floats  # (seeds,)
+    resampled: Floats  # (resamples,): the mean over seeds on each resample, one list for all
+
+    @property
+    def value(self) -> float:
+        return float(self.by_seed.mean())
+
+
+@dataclass(frozen=True)
+class Welch:
+    """A value with its 95 % interval; None where there are too few seeds."""
+
+    value: float
+    low: float | None
+    high: float | None
+    df: float | None
+    p: float | None  # two-sided, of a true value of 0
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """The best candidate's NLL minus a baseline's, and what is to be said of it."""
+
+    verdict: Verdict
+    nll: Welch
+    p_adjusted: float | None
+
+
+def best_candidate(val: SplitPredictions, finalists: Sequence[Finalist]) -> Finalist | None:
+    """The candidate of the lowest validation NLL, the mean over its seeds; of equals the first."""
+    candidates = [finalist for finalist in finalists if finalist.role == "candidate"]
+    return min(candidates, key=lambda f: face_losses(val, f.model).mean(), default=None)
+
+
+def face_losses(split: SplitPredictions, model: str) -> Floats:
+    """(seeds, faces): -log softmax(logits)[label]."""
+    scores = split.logits[model].astype(np.float64) @ (-1, 1)
+    return np.logaddexp(0, np.where(split.labels == FAKE, -scores, scores))
+
+
+def nll_estimate(split: SplitPredictions, model: str, draws: NDArray[np.uint16]) -> Estimate:
+    """Of the NLL alone; draws: of draw_photos for this split."""
+    losses = face_losses(split, model)
+    return Estimate(losses.mean(axis=1), mean_losses(losses.mean(axis=0), split.photos, draws))
+
+
+def difference(ours: Estimate, theirs: Estimate, photos: int) -> Welch:
+    """ours - theirs by Welch's t, with three sources of variance.
+
+    Each arm's unbiased variance between seeds / its seeds, with seeds - 1 degrees of freedom;
+    and the bootstrap variance of the difference, both arms on the same photos, with photos - 1:
+    it enters Satterthwaite's formula as one more group's would. What seeds and photos do
+    together is in both, so that the interval is rather too wide.
+    """
+    value = ours.value - theirs.value
+    return _welch(value, (ours, theirs), ours.resampled - theirs.resampled, photos)
+
+
+def interval(ours: Estimate, photos: int) -> Welch:
+    """One model's value, its variance between seeds and over photos as in difference."""
+    return _welch(ours.value, (ours,), ours.resampled, photos)
+
+
+def rule(
+    best: Estimate, baselines: Mapping[str, Estimate], photos: int, candidates: int
+) -> dict[str, Ruling]:
+    """The verdict on each baseline, false in at most 5 % of studies without a difference.
+
+    Holm's correction over the baselines. The best of many candidates was chosen by seeds that
+    count again here, for a lucky seed is lucky on both splits: where it seems better, the
+    one-sided p counts once for each candidate, if these are more than the two sides.
+    """
+    differences = {
+        name: difference(best, baseline, photos) for name, baseline in baselines.items()
+    }
+    p_values = [_p_of_chosen(found, candidates) for found in differences.values()]
+    found = {}
+    for (name, nll), adjusted in zip(differences.items(), holm(p_values), strict=True):
+        verdict: Verdict = "not distinguishable"
+        if adjusted is None:
+            verdict = "too few seeds"
+        elif adjusted < LEVEL:
+            verdict = "better" if nll.value < 0 else "worse"
+        found[name] = Ruling(verdict, nll, adjusted)
+    return found
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p-values, in the order given; one that is None counts as a comparison."""
+    known = sorted((p, at) for at, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, at) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[at] = largest
+    return adjusted
+
+
+def reproduction(printed: float, low: float | None, high: float | None) -> Reproduction:
+    """What our interval says of a figure printed with two decimals.
+
+    reproduced: all of the interval would be printed so; not reproduced: none of it would;
+    inconclusive: a part, or there is no interval.
+    """
+    if low is None or high is None:
+        return "inconclusive"
+    slack = 1e-9  # 0.98 - 0.005 is not 0.975
+    first, last = printed - ROUNDING - slack, printed + ROUNDING + slack
+    if first <= low and high <= last:
+        return "reproduced"
+    return "not reproduced" if high < first or last < low else "inconclusive"
+
+
+def _p_of_chosen(nll: Welch, candidates: int) -> float | None:
+    if nll.p is None:
+        return None
+    sides = max(2, candidates) if nll.value < 0 else 2
+    return min(1.0, nll.p / 2 * sides)
+
+
+def _welch(value: float, arms: Sequence[Estimate], resampled: Floats, photos: int) -> Welch:
+    if min(len(arm.by_seed) for arm in arms) < MIN_SEEDS:
+        return Welch(value, None, None, None, None)
+    variances = [arm.by_seed.var(ddof=1) / len(arm.by_seed) for arm in arms]
+    degrees = [len(arm.by_seed) - 1 for arm in arms]
+    terms = np.array([*variances, resampled.var(ddof=1)])
+    total = terms.sum()
+    if total == 0:  # nothing varies, as between a model and itself
+        return Welch(value, value, value, None, float(value == 0))
+    df = float(total**2 / (terms**2 / [*degrees, photos - 1]).sum())
+    half = float(student_t.ppf(1 - LEVEL / 2, df) * np.sqrt(total))
+    p = float(2 * student_t.sf(abs(value) / np.sqrt(total), df))
+    return Welch(value, value - half, value + half, df, p)
