@@ -1,0 +1,143 @@
+"""Figures of the HTML report that show the finalists on the test split."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from deepfake.config import Variant
+from study.charts import COLOURS, NEUTRAL, figure_layout
+
+CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
+
+Model = Mapping[str, Any]
+
+
+def curve_figures(
+    models: Sequence[Model], variants: Mapping[str, Variant]
+) -> dict[str, go.Figure]:
+    """Of models as study.curves has them, by the figure's id; a candidate is solid.
+
+    variants: by model.
+    """
+    found = {
+        "roc": go.Figure(layout=figure_layout("false alarms", "fakes found", height=380)),
+        "precision-recall": go.Figure(layout=figure_layout("fakes found", "precision", 380)),
+    }
+    for model in models:
+        colour = COLOURS[variants[model["model"]]]
+        half = model["at_half"]
+        _add_steps(found["roc"], model, "roc", colour, "hv")
+        _add_half(found["roc"], model, colour, half["false_alarms"], half["recall"])
+        _add_steps(found["precision-recall"], model, "precision_recall", colour, "vh")
+        _add_half(found["precision-recall"], model, colour, half["recall"], half["precision"])
+    in_corner = all(
+        _y_at(model["roc"], CORNER) > 1 - CORNER
+        and _y_at(model["precision_recall"], 1 - CORNER) > 1 - CORNER
+        for model in models
+    )
+    near_0, near_1 = ((-0.02, 1.02),) * 2
+    if in_corner:
+        near_0, near_1 = (-0.002, CORNER), (1 - CORNER, 1.002)
+    found["roc"].update_xaxes(range=near_0)
+    found["precision-recall"].update_xaxes(range=near_1)
+    for figure in found.values():
+        figure.update_yaxes(range=near_1)
+    for when in ("before", "after"):
+        found[f"reliability-{when}"] = _reliability_figure(models, variants, when)
+    return found
+
+
+def incumbents_figure(
+    diagnostics: Sequence[Model], variants: Mapping[str, Variant]
+) -> go.Figure | None:
+    """Validation (dotted) against test loss of the search's incumbents; None of fewer than two.
+
+    diagnostics: models as study.analysis has them.
+    """
+    if len(diagnostics) < 2:
+        return None
+    found = sorted(diagnostics, key=lambda model: model["slot"])
+    figure = go.Figure(layout=figure_layout("slot", "loss", height=360))
+    slots = [model["slot"] for model in found]
+    colours = [COLOURS[variants[model["model"]]] for model in found]
+    test = [model["figures"]["nll"] for model in found]
+    common = {"x": slots, "mode": "lines+markers"}
+    figure.add_scatter(
+        **common,
+        y=[model["val_nll"] for model in found],
+        line={"color": NEUTRAL, "dash": "dot", "width": 2},
+        marker={"color": colours, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
+        hovertemplate="slot %{x}: validation loss %{y:.4g}<extra></extra>",
+    )
+    figure.add_scatter(
+        **common,
+        y=[nll["value"] for nll in test],
+        error_y={
+            "array": [nll["high"] - nll["value"] for nll in test],
+            "arrayminus": [nll["value"] - nll["low"] for nll in test],
+            "symmetric": False,
+            "color": NEUTRAL,
+            "thickness": 1,
+        },
+        line={"color": NEUTRAL, "width": 2},
+        marker={"color": colours, "size": 9},
+        hovertemplate="slot %{x}: test loss %{y:.4g}<extra></extra>",
+    )
+    figure.update_xaxes(tickformat="d", dtick=1 if max(slots) <= 12 else None)
+    return figure
+
+
+def _reliability_figure(
+    models: Sequence[Model], variants: Mapping[str, Variant], when: str
+) -> go.Figure:
+    figure = go.Figure(layout=figure_layout("mean P(fake) of a bin", "share of fakes", 360))
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": NEUTRAL, "width": 1}, hoverinfo="skip"
+    )
+    for model in models:
+        line = _line(model, COLOURS[variants[model["model"]]])
+        figure.add_scatter(
+            **model["reliability"][when],
+            mode="lines+markers",
+            line=line,
+            marker={"size": 6},
+            hovertemplate=f"{model['model']}<br>said %{{x:.3f}}, were %{{y:.3f}}<extra></extra>",
+        )
+    figure.update_xaxes(range=(-0.02, 1.02))
+    figure.update_yaxes(range=(-0.02, 1.02))
+    return figure
+
+
+def _add_steps(figure: go.Figure, model: Model, name: str, colour: str, shape: str) -> None:
+    figure.add_scatter(
+        **model[name],
+        mode="lines",
+        line={**_line(model, colour), "shape": shape},
+        hovertemplate=f"{model['model']}<br>%{{x:.4f}}, %{{y:.4f}}<extra></extra>",
+    )
+
+
+def _add_half(figure: go.Figure, model: Model, colour: str, x: float, y: float) -> None:
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        marker={"color": colour, "size": 10, "symbol": "diamond" if _fixed(model) else "circle"},
+        hovertemplate=f"{model['model']} at threshold 0.5<br>%{{x:.4f}}, %{{y:.4f}}"
+        "<extra></extra>",
+    )
+
+
+def _line(model: Model, colour: str) -> dict[str, Any]:
+    dash, width = ("dot", 2) if _fixed(model) else ("solid", 3)
+    return {"color": colour, "dash": dash, "width": width}
+
+
+def _fixed(model: Model) -> bool:
+    return bool(model["role"] == "baseline")
+
+
+def _y_at(curve: Mapping[str, list[float]], x: float) -> float:
+    """At the last point up to x."""
+    return next(y for of_x, y in zip(curve["x"][::-1], curve["y"][::-1], strict=True) if of_x <= x)

@@ -1,0 +1,173 @@
+"""The price of a leak: one baseline on faces split by face, and on the same split by photo."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+
+from deepfake.arms import Arm, arm_of, write_annotations
+from deepfake.bootstrap import draw_photos, percentiles
+from deepfake.config import UserError
+from deepfake.prepare import Prepared, load_prepared
+from study.analysis import measure_all
+from study.config import StudyConfig, leak_name
+from study.final import Evaluator
+from study.finals import contenders_of_reruns
+from study.predictions import finalists_of, of_split
+from study.records import Rerun
+from study.run import begin
+from study.slots import NoStudy, Slots
+from study.verdict import MIN_SEEDS, Estimate, Welch, difference
+
+ARMS: tuple[Arm, ...] = get_args(Arm)
+FIGURES = ("nll", "auc", "accuracy")
+
+
+@dataclass(frozen=True)
+class ArmFigure:
+    """A figure of one arm, the mean over its seeds, and its 95 % interval over photos."""
+
+    value: float
+    low: float
+    high: float
+    by_seed: list[float]
+
+
+@dataclass(frozen=True)
+class ArmFigures:
+    """What the baseline reached on the faces that its arm held out."""
+
+    faces: int
+    photos: int
+    figures: dict[str, ArmFigure]
+
+
+@dataclass(frozen=True)
+class Price:
+    """How much better the same model looks where faces of its photos are in training."""
+
+    baseline: str
+    seeds: int
+    arms: dict[Arm, ArmFigures]  # by group_by
+    differences: dict[str, Welch]  # by face minus by photo
+    sentence: str
+
+
+def baseline_of(config: StudyConfig, name: str | None) -> str:
+    """The baseline of that name, the file's first without one. Raises UserError."""
+    names = [baseline.name for baseline in config.baselines.baselines]
+    if name is None:
+        return names[0]
+    if name not in names:
+        raise UserError(f"--baseline {name}: the baselines are {', '.join(names)}")
+    return name
+
+
+def arm_named(name: str) -> Arm:
+    """Raises UserError."""
+    for arm in ARMS:
+        if name == arm:
+            return arm
+    raise UserError(f"--leak {name}: the splits are by {' or by '.join(ARMS)}")
+
+
+def slot_of(config: StudyConfig, baseline: str) -> int:
+    """Of the search."""
+    return [known.name for known in config.baselines.baselines].index(baseline)
+
+
+def leak_of(config: StudyConfig, arm: Arm) -> StudyConfig:
+    """The study of one arm, in the same stores.
+
+    Raises NotPrepared, and NoStudy if begin_arm was never called.
+    """
+    load_prepared(config.data)
+    name, data = leak_name(config.name, arm), arm_of(config.data, arm)
+    if not all(path.is_file() for path in data.jsons):
+        raise NoStudy(f"no study '{name}' yet; begin it with: deepfake-study audit CONFIG --leak")
+    return config.model_copy(update={"name": name, "data": data})
+
+
+def begin_arm(
+    config: StudyConfig,
+    arm: Arm,
+    baseline: str,
+    seeds: int,
+    prepare: Callable[[StudyConfig, tuple[int, ...]], Prepared],
+    warn: Callable[[str], None],
+) -> Slots:
+    """The arm's study with a slot for each seed; called again it is the same, or grows.
+
+    config: its data are prepared. prepare: of a config's data, with the stores of some sides.
+    """
+    write_annotations(config.data)
+    number = slot_of(config, baseline)
+    params = config.baseline_params(config.baselines.baselines[number])
+    side = config.train.image_size.of(params.variant)  # a store of another would not be read
+    slots = begin(leak_of(config, arm), lambda of_arm: prepare(of_arm, (side,)), warn)
+    reruns = [Rerun(baseline, "baseline", number, seed) for seed in range(seeds)]
+    slots.add_reruns([(rerun, params) for rerun in reruns])
+    return slots
+
+
+def price(arms: Mapping[Arm, Slots], baseline: str, seeds: int, device: torch.device) -> Price:
+    """Measure each arm's finished slots of the baseline on the faces that it held out.
+
+    The two held-out sets hold other faces, so that each is resampled by itself: where the sets
+    share photos, the interval is rather too wide. Raises UserError if an arm has none.
+    """
+    measured: dict[Arm, dict[str, Estimate]] = {}
+    found: dict[Arm, ArmFigures] = {}
+    for number, arm in enumerate(ARMS):
+        evaluator = Evaluator(arms[arm], device)
+        slot = slot_of(arms[arm].config, baseline)
+        evaluator.evaluate(*contenders_of_reruns(arms[arm], {slot}, seeds))
+        table = evaluator.predictions
+        val, test = of_split(table, "val"), of_split(table, "test")
+        draws = draw_photos(test.photos, test.labels, seed=number)
+        (of_arm,) = measure_all(finalists_of(table), val, test, draws)
+        estimates = {name: _known(of_arm.estimates[name]) for name in FIGURES}
+        measured[arm] = estimates
+        figures = {name: _figure(estimate) for name, estimate in estimates.items()}
+        found[arm] = ArmFigures(len(test.faces), draws.shape[1], figures)
+    photos = min(figures.photos for figures in found.values())
+    differences = {
+        name: difference(measured["face"][name], measured["photo"][name], photos)
+        for name in FIGURES
+    }
+    n = min(len(estimates["nll"].by_seed) for estimates in measured.values())
+    said = _sentence(baseline, found, differences)
+    return Price(baseline, n, found, differences, said)
+
+
+def _known(estimate: Estimate | None) -> Estimate:
+    assert estimate is not None
+    return estimate
+
+
+def _figure(estimate: Estimate) -> ArmFigure:
+    interval = percentiles(estimate.resampled)
+    return ArmFigure(
+        value=estimate.value,
+        low=min(interval.low, estimate.value),
+        high=max(interval.high, estimate.value),
+        by_seed=np.asarray(estimate.by_seed).tolist(),
+    )
+
+
+def _sentence(
+    baseline: str, arms: Mapping[Arm, ArmFigures], differences: Mapping[str, Welch]
+) -> str:
+    nll = {arm: figures.figures["nll"].value for arm, figures in arms.items()}
+    found = differences["nll"]
+    pair = f"NLL {nll['face']:.4f} split by face, {nll['photo']:.4f} by photo"
+    if found.low is None or found.high is None:
+        return f"{baseline}: {pair}; an interval takes {MIN_SEEDS} seeds"
+    span = f"difference {found.value:+.4f} (95 % {found.low:+.4f} to {found.high:+.4f})"
+    if found.high < 0:
+        return f"the leak flatters {baseline}: {pair}, {span}"
+    if found.low > 0:
+        return f"the leak makes {baseline} look worse: {pair}, {span}"
+    return f"no price of the leak is seen with {baseline}: {pair}, {span}"

@@ -1,0 +1,110 @@
+"""How far the finalists fall on test faces under corruptions: a row for each, as a table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepfake.bootstrap import Floats, auc_of_resamples, draw_photos, mean_losses, percentiles
+from deepfake.config import TrainConfig
+from deepfake.corruptions import SUITE, logits_under
+from deepfake.metrics import measure, predict
+from deepfake.openforensics import PHOTO
+from deepfake.store import Faces
+from study.finals import Contender
+
+CLEAN = "clean"
+FIGURES = ("nll", "accuracy", "auc")
+FACTORS = ("brightness", "contrast")  # 1 changes nothing; the other kinds' levels only rise
+COLUMNS = (
+    *("model", "role", "slot", "seed", "variant", "corruption", "level", "faces"),
+    *(f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")),
+)
+
+Row = Mapping[str, Any]  # of COLUMNS; level is None where nothing was done
+
+
+def first_seeds(contenders: Sequence[Contender]) -> list[Contender]:
+    """One training of each model, of its lowest seed: what is measured under corruptions."""
+    first: dict[str, Contender] = {}
+    for contender in sorted(contenders, key=lambda contender: contender.seed):
+        first.setdefault(contender.model, contender)
+    return list(first.values())
+
+
+def falls_of(
+    contender: Contender,
+    network: nn.Module,
+    faces: Faces,
+    clean: Tensor,
+    train: TrainConfig,
+    device: torch.device,
+) -> list[Row]:
+    """The rows of one training: clean, then each corruption of the suite.
+
+    clean: its logits (N, 2) for the faces as they are. Intervals are 95 %, of one bootstrap over
+    photos: all rows of all models have the same resamples.
+    """
+    named = {
+        "model": contender.model,
+        "role": contender.role,
+        "slot": contender.slot,
+        "seed": contender.seed,
+        "variant": train.variant,
+    }
+    labels = faces.labels
+    photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
+    draws = draw_photos(photos, labels.numpy())
+    rows: list[Row] = [
+        named
+        | {"corruption": CLEAN, "level": None, "faces": len(faces)}
+        | _figures(clean, labels, photos, draws)
+    ]
+    for corruption in SUITE.values():
+        logits = logits_under(network, faces, corruption, train, device)
+        what = {"corruption": corruption.kind, "level": corruption.value, "faces": len(faces)}
+        rows.append(named | what | _figures(logits, labels, photos, draws))
+    return rows
+
+
+def _figures(
+    logits: Tensor, labels: Tensor, photos: NDArray[np.int64], draws: NDArray[np.uint16]
+) -> dict[str, float]:
+    values = measure(logits, labels).as_dict()
+    losses = functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
+    correct = (predict(logits) == labels).numpy().astype(np.float64)
+    resampled: dict[str, Floats] = {
+        "nll": mean_losses(losses, photos, draws),
+        "accuracy": mean_losses(correct, photos, draws),
+        "auc": auc_of_resamples(logits, labels, photos, draws),
+    }
+    found = {}
+    for figure in FIGURES:
+        interval = percentiles(resampled[figure])
+        found[figure] = values[figure]
+        found[f"{figure}_low"], found[f"{figure}_high"] = interval.low, interval.high
+    return found
+
+
+def write_corruptions(rows: Sequence[Row], path: Path) -> None:
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(path, index=False)
+
+
+def kinds(rows: Sequence[Row]) -> list[str]:
+    """Of corruption, in the suite's order."""
+    return [kind for kind in dict.fromkeys(row["corruption"] for row in rows) if kind != CLEAN]
+
+
+def steps(rows: Sequence[Row], model: str, kind: str) -> dict[str, Row]:
+    """The rows of a model by level, from left to right; clean is first, or amid factors."""
+    of_model = [row for row in rows if row["model"] == model]
+    found = [row for row in of_model if row["corruption"] == kind]
+    at = sum(row["level"] < 1 for row in found) if kind in FACTORS else 0
+    found[at:at] = [row for row in of_model if row["corruption"] == CLEAN]
+    return {CLEAN if row["level"] is None else f"{row['level']:g}": row for row in found}

@@ -1,0 +1,60 @@
+"""Figures of the finalists on test: what is drawn, and how far in."""
+
+from typing import Any
+
+import pytest
+
+from study.charts import COLOURS
+from study.diagrams import curve_figures, incumbents_figure
+
+
+def curves(model: str, role: str, knee: tuple[float, float]) -> dict[str, Any]:
+    """A model whose ROC and precision have one corner, (false alarms, found)."""
+    alarms, found = knee
+    reliability = {"x": [0.1, 0.9], "y": [0.2, 0.8]}
+    return {
+        "model": model,
+        "role": role,
+        "roc": {"x": [0.0, alarms, 1.0], "y": [0.0, found, 1.0]},
+        "precision_recall": {"x": [0.0, found, 1.0], "y": [1.0, 1 - alarms, 0.5]},
+        "at_half": {"false_alarms": alarms, "recall": found, "precision": 1 - alarms},
+        "reliability": {"before": reliability, "after": reliability},
+    }
+
+
+def test_the_best_is_solid_and_baselines_are_dotted_in_their_variants_colours() -> None:
+    models = [curves("slot 7", "candidate", (0.3, 0.8)), curves("cnn", "baseline", (0.3, 0.7))]
+    figures = curve_figures(models, {"slot 7": "mobilenet_v2_finetuned", "cnn": "cnn"})
+    assert list(figures) == ["roc", "precision-recall", "reliability-before", "reliability-after"]
+    lines = [trace.line for trace in figures["roc"].data if trace.mode == "lines"]
+    assert [line.dash for line in lines] == ["solid", "dot"]
+    assert [line.color for line in lines] == [COLOURS["mobilenet_v2_finetuned"], COLOURS["cnn"]]
+    points = [trace for trace in figures["roc"].data if trace.mode == "markers"]
+    assert [(*trace.x, *trace.y) for trace in points] == [(0.3, 0.8), (0.3, 0.7)]
+
+
+@pytest.mark.parametrize(("worst", "in_corner"), [((0.05, 0.97), True), ((0.2, 0.85), False)])
+def test_where_every_model_is_good_the_corner_is_shown(
+    worst: tuple[float, float], in_corner: bool
+) -> None:
+    models = [curves("slot 7", "candidate", (0.01, 0.99)), curves("cnn", "baseline", worst)]
+    figures = curve_figures(models, {"slot 7": "cnn", "cnn": "cnn"})
+    assert (figures["roc"].layout.xaxis.range[1] < 0.2) == in_corner
+    for axis in (figures["roc"].layout.yaxis, figures["precision-recall"].layout.xaxis):
+        assert (axis.range[0] > 0.8) == in_corner
+
+
+def incumbent(slot: int, val: float, test: float) -> dict[str, Any]:
+    nll = {"value": test, "low": test - 0.25, "high": test + 0.5}
+    return {"model": f"incumbent {slot}", "slot": slot, "val_nll": val, "figures": {"nll": nll}}
+
+
+def test_incumbents_are_in_the_order_of_the_search_validation_beside_test() -> None:
+    found = [incumbent(12, 0.25, 1.0), incumbent(3, 0.5, 0.75)]
+    figure = incumbents_figure(found, {"incumbent 3": "cnn", "incumbent 12": "cnn"})
+    assert figure is not None
+    val, test = figure.data
+    assert list(val.x) == list(test.x) == [3, 12]
+    assert (list(val.y), list(test.y)) == ([0.5, 0.25], [0.75, 1.0])
+    assert (list(test.error_y.array), list(test.error_y.arrayminus)) == ([0.5] * 2, [0.25] * 2)
+    assert incumbents_figure(found[:1], {"incumbent 12": "cnn"}) is None
