@@ -1,7 +1,7 @@
 """What people see of a slot: one record, whatever attempts it took."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,36 @@ STATE_OF: dict[TrialState, State] = {
 }
 
 
+DIVERGED = "the loss was not finite"  # how the reason of a slot begins that diverged
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a slot of a final study trains again: a slot of the search, with a fresh seed."""
+
+    model: str  # the baseline's name, or "slot N"
+    role: Literal["candidate", "baseline"]
+    slot: int  # of the search
+    seed: int  # from 0
+
+
+@dataclass(frozen=True)
+class LastEpoch:
+    """What a worker notes beside the loss it reports, for those who watch."""
+
+    train_loss: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What comes before a slot's first epoch: a frozen backbone's features."""
+
+    done: int
+    total: int
+    seconds_left: float | None  # as the worker reckons; None at first
+
+
 @dataclass(frozen=True)
 class SlotRecord:
     """A slot as the database has it."""
@@ -30,11 +60,15 @@ class SlotRecord:
     baseline: str | None
     attempt: int
     params: Hyperparameters | None  # None until drawn
-    losses: dict[int, float]  # validation loss by epoch
+    losses: dict[int, float]  # the objective by epoch
     reason: str | None  # why it was pruned or failed
     run_id: str | None  # MLflow's
     worker: str | None  # host:pid that has it, or had it last
     seconds: float | None  # from claim to end
+    rerun: Rerun | None = None  # in a final study
+    objective: str = "val_loss"  # what the losses are
+    last_epoch: LastEpoch | None = None  # of this attempt
+    stage: Stage | None = None
 
     @property
     def best_loss(self) -> float | None:
@@ -45,12 +79,17 @@ class SlotRecord:
         return min(self.losses, key=lambda epoch: (self.losses[epoch], epoch), default=None)
 
     @property
+    def diverged(self) -> bool:
+        """Ended by a loss that was not finite: pruned if it was drawn, failed if it was given."""
+        return self.reason is not None and self.reason.startswith(DIVERGED)
+
+    @property
     def finished(self) -> bool:
         return self.state in ("complete", "pruned", "failed")
 
 
 def record_of(
-    trials: Sequence[FrozenTrial], *, failure: str | None, run_id: str | None
+    trials: Sequence[FrozenTrial], objective: str, *, failure: str | None, run_id: str | None
 ) -> SlotRecord:
     """The record of a slot from its attempts, oldest first. Between two attempts it is waiting."""
     last = trials[-1]
@@ -69,7 +108,16 @@ def record_of(
         run_id=run_id,
         worker=attrs.get("worker"),
         seconds=seconds,
+        rerun=rerun_of(attrs),
+        objective=objective,
+        last_epoch=LastEpoch(**attrs["last_epoch"]) if "last_epoch" in attrs else None,
+        stage=Stage(**attrs["stage"]) if "stage" in attrs else None,
     )
+
+
+def rerun_of(attrs: Mapping[str, Any]) -> Rerun | None:
+    """As a trial's user attributes have it."""
+    return Rerun(**attrs["rerun"]) if attrs.get("rerun") else None
 
 
 def lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
@@ -86,7 +134,7 @@ def lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
 
 
 def best_of(records: Sequence[SlotRecord]) -> SlotRecord | None:
-    """The complete slot of the lowest validation loss; of equals, the first."""
+    """The complete slot of the lowest objective; of equals, the first."""
     complete = [record for record in records if record.state == "complete"]
     return min(complete, key=lambda record: (record.best_loss, record.number), default=None)
 

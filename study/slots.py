@@ -1,27 +1,41 @@
 """The budget as slots: created once, claimed by one worker at a time, finished exactly once."""
 
+import functools
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from deepfake.config import UserError
-from study.config import StudyConfig, redact
+from deepfake.config import Hyperparameters, UserError
+from deepfake.seeds import derive_seed
+from study.config import StudyConfig, has_reruns_alone, redact
 from study.database import exclusive
 from study.mismatch import StudyMismatch, refuse_other
 from study.outage import LONGEST_WAIT_S
 from study.pruner import PeerMedianPruner
-from study.records import SlotRecord, lost_in_a_row, record_of
+from study.records import (
+    LastEpoch,
+    Rerun,
+    SlotRecord,
+    Stage,
+    lost_in_a_row,
+    record_of,
+    rerun_of,
+)
 from study.silence import Silence
 from study.space import sampler
 from study.storage import Storage, open_storage
 
+_FINAL = 2**32 + 1  # no slot's number
+_BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
+LOOK_S = 0.5  # between two looks at silent workers
 _RUN_ID = "run_id:"  # a study attribute a slot: a finished trial takes no more attributes
 
 
@@ -41,10 +55,18 @@ class Slot:
     attempt: int  # from 0; a killed, freed or failed attempt adds one
     baseline: str | None  # the name of the report's model whose parameters are fixed here
     trial: Trial
+    rerun: Rerun | None = None  # in a final study
 
     @property
     def fixed(self) -> bool:
-        return self.baseline is not None
+        """Its parameters were given: it is never pruned."""
+        return self.baseline is not None or self.rerun is not None
+
+    def training_seed(self, study_seed: int) -> int:
+        """A finalist's differs from its slot's in the search, and from its other seeds'."""
+        if self.rerun is None:
+            return derive_seed(study_seed, self.number)
+        return derive_seed(study_seed, _FINAL, self.rerun.slot, self.rerun.seed)
 
 
 class Slots:
@@ -60,20 +82,25 @@ class Slots:
 
     def records(self) -> list[SlotRecord]:
         """Every slot, by number."""
-        attributes = self.attributes()
+        return self._records(self._by_slot(), self.attributes())
+
+    def _records(
+        self, by_slot: list[list[FrozenTrial]], attributes: dict[str, Any]
+    ) -> list[SlotRecord]:
         return [
             record_of(
                 trials,
+                self.config.study.objective,
                 failure=self._failure(trials),
                 run_id=attributes.get(f"{_RUN_ID}{trials[-1].user_attrs['slot']}"),
             )
-            for trials in self._by_slot()
+            for trials in by_slot
         ]
 
     def attributes(self) -> dict[str, Any]:
-        return self.study.user_attrs
+        return self._storage.get_study_user_attrs(self._study_id)
 
-    @property
+    @functools.cached_property
     def study_id(self) -> str:
         """Of this study alone: another of the same name in another database has another."""
         return str(self.attributes()["id"])
@@ -82,14 +109,16 @@ class Slots:
         """Raises StudyMismatch if the study was created with other data or settings."""
         refuse_other(self.config.name, self.attributes()["fingerprint"], fingerprint)
 
+    def attribute(self, key: str) -> Any:
+        """One of them, cheaply; None if it is not there."""
+        return self._storage.study_attr(self._study_id, key)
+
     def set_attribute(self, key: str, value: Any) -> None:
         self.study.set_user_attr(key, value)
 
     def note_run(self, number: int, run_id: str) -> None:
         """Remember the MLflow run of a slot."""
-        key = f"{_RUN_ID}{number}"
-        if self.attributes().get(key) != run_id:
-            self.set_attribute(key, run_id)
+        self.set_attribute(f"{_RUN_ID}{number}", run_id)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -108,34 +137,38 @@ class Slots:
 
     def claim(self, worker: str) -> Slot | None:
         """The first waiting slot, now this worker's, or None if none waits."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        ours = [trial for trial in waiting if "slot" in trial.user_attrs]
-        for trial in sorted(ours, key=lambda t: (t.user_attrs["slot"], t.number)):
-            if not self._storage.claim(trial._trial_id, worker, uuid.uuid4().hex):
-                continue
-            number, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
-            # only ask() and tell() forget the history that TPE reads: without this, each worker
-            # would draw at random for ever, from the trials of its first claim
-            self.study._thread_local.cached_all_trials = None
-            self.study.sampler = sampler(self.config.study.seed, number, attempt)
-            return Slot(
-                number,
-                attempt,
-                trial.user_attrs["baseline"],
-                Trial(self.study, trial._trial_id),
-            )
-        return None
+        trial_id = self._storage.claim(self._study_id, worker, uuid.uuid4().hex)
+        if trial_id is None:
+            return None
+        self.study.get_trials(deepcopy=False)  # Optuna must have seen it to take its parameters
+        # only ask() and tell() forget the history that TPE reads: without this, each worker would
+        # draw at random for ever, from the trials of its first claim
+        self.study._thread_local.cached_all_trials = None
+        attrs = self._storage.get_trial(trial_id).user_attrs
+        number, attempt = attrs["slot"], attrs["attempt"]
+        search = self.config.study
+        self.study.sampler = sampler(search.seed, number, attempt, search.sampler)
+        trial = Trial(self.study, trial_id)
+        return Slot(number, attempt, attrs["baseline"], trial, rerun_of(attrs))
 
     def beat(self, slot: Slot) -> None:
         """Prolong the lease of a claimed slot. Raises SlotLost if it is another's by now."""
         if not self._storage.beat(slot.trial._trial_id):
             raise _lost(slot)
 
-    def report(self, slot: Slot, epoch: int, val_loss: float) -> None:
-        """Hand an epoch's loss to the study, once."""
+    def report(
+        self, slot: Slot, epoch: int, val_loss: float, beside: LastEpoch | None = None
+    ) -> None:
+        """Hand an epoch's loss to the study, once. beside: for those who watch."""
         if epoch not in self.losses(slot):
             with _lost_if_finished(slot):
                 slot.trial.report(val_loss, epoch)
+            if beside is not None:
+                self._set_attr(slot, "last_epoch", asdict(beside))
+
+    def note_stage(self, slot: Slot, stage: Stage) -> None:
+        """Say how far it is before the first epoch."""
+        self._set_attr(slot, "stage", asdict(stage))
 
     def losses(self, slot: Slot) -> dict[int, float]:
         """What was reported for the slot so far, by epoch."""
@@ -164,15 +197,36 @@ class Slots:
         self._tell(slot, TrialState.FAIL)
         self.repair()
 
-    def repair(self) -> None:
-        """Give every slot that no trial stands for a new attempt; idempotent.
+    def repair(self) -> list[SlotRecord]:
+        """Give every slot that no trial stands for a new attempt; idempotent. Every slot, then.
 
         Takes back the slots of workers whose lease ran out, by the database's clock.
         """
         stale = self._storage._get_stale_trial_ids(self._study_id)
         for trial_id in self._silence.confirmed(stale, self._storage.patience.outages):
             self._storage.give_up(trial_id, if_silent=True)
-        self._fill()
+        by_slot, attributes = self._by_slot(), self.attributes()
+        # waiting trials are read anew each time, 0.1 s for 1,000: twice only if need be
+        if self._fill(by_slot, attributes):
+            return self.records()
+        return self._records(by_slot, attributes)
+
+    def stale(self) -> list[SlotRecord]:
+        """Running slots whose lease is over, by the database's clock."""
+        ids = set(self._storage._get_stale_trial_ids(self._study_id))
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        numbers = {t.user_attrs.get("slot") for t in running if t._trial_id in ids}
+        return [record for record in self.records() if record.number in numbers]
+
+    def free_stale(self) -> list[SlotRecord]:
+        """Take those back whose workers stay silent while this looks on; as they were."""
+        before = self.stale()
+        until = time.monotonic() + self._silence.confirm_s + 2 * LOOK_S
+        while self.stale() and time.monotonic() < until:
+            self.repair()
+            time.sleep(LOOK_S)
+        now = self.records()
+        return [r for r in before if now[r.number].attempt > r.attempt or now[r.number].finished]
 
     def free_worker(self, worker: str, reason: str | None = None) -> None:
         """Take back at once what a worker known to have ended has left running.
@@ -187,26 +241,67 @@ class Slots:
                 self._storage.give_up(trial._trial_id, if_silent=False)
         self.repair()
 
-    def _fill(self) -> None:
-        """Add the trials that are missing, for new slots and new attempts; idempotent."""
-        by_slot = self._by_slot()
+    def grow(self, wanted: Callable[[int], int]) -> int:
+        """Set the budget for good, from how many slots there are; how many there are then."""
+        with self.exclusive():
+            n_trials = wanted(len(self._by_slot()))
+            self.set_attribute(_BUDGET, n_trials)
+            return len(self.repair())
+
+    def append(self, params: Hyperparameters) -> int:
+        """One more slot, an ordinary one but for its parameters, which are given; its number."""
+        given = _waiting({"attempt": 0, "baseline": None}, params.model_dump())
+        with self.exclusive():  # against grow, which reads and writes
+            self.repair()
+            return self._storage.append_slot(self._study_id, given, _BUDGET, uuid.uuid4().hex)
+
+    def _budget(self, attributes: dict[str, Any]) -> int:
+        by_hand: int = attributes.get(_BUDGET, 0)
+        return max(self.config.study.n_trials, by_hand)
+
+    def _fill(self, by_slot: list[list[FrozenTrial]], attributes: dict[str, Any]) -> bool:
+        """Add the trials that are missing, for new slots and new attempts; whether any was."""
+        missing = []
         known = {trials[-1].user_attrs["slot"] for trials in by_slot}
         baselines = self.config.baselines.baselines
-        for number in sorted(set(range(self.config.study.n_trials)) - known):
+        planned = 0 if has_reruns_alone(self.config) else self._budget(attributes)
+        for number in sorted(set(range(planned)) - known):
             baseline = baselines[number] if number < len(baselines) else None
-            self._add(
-                attrs={"slot": number, "attempt": 0, "baseline": baseline and baseline.name},
-                params=baseline.params.model_dump() if baseline else {},
-            )
+            attrs = {"slot": number, "attempt": 0, "baseline": baseline and baseline.name}
+            params = self.config.baseline_params(baseline).model_dump() if baseline else {}
+            missing.append(_waiting(attrs, params))
         for trials in by_slot:
             last = trials[-1]
             if last.state == TrialState.FAIL and self._failure(trials) is None:
-                attrs = {key: last.user_attrs[key] for key in ("slot", "baseline")}
-                self._add(
-                    attrs={**attrs, "attempt": last.user_attrs["attempt"] + 1},
-                    params=last.system_attrs.get("fixed_params", {}) | last.params,
-                    losses=last.intermediate_values,
-                )
+                kept = ("slot", "baseline", "rerun")
+                attrs = {key: last.user_attrs[key] for key in kept if key in last.user_attrs}
+                attrs["attempt"] = last.user_attrs["attempt"] + 1
+                params = last.system_attrs.get("fixed_params", {}) | last.params
+                missing.append(_waiting(attrs, params, last.intermediate_values))
+        self._storage.add_slot_trials(self._study_id, missing)
+        return bool(missing)
+
+    def follow(self, search: "Slots") -> None:
+        """Tie a final study to its search, for good. Raises StudyMismatch if it is another's."""
+        theirs = self._storage.set_study_attr_once(self._study_id, "search", search.study_id)
+        if theirs != search.study_id:
+            raise StudyMismatch(
+                f"study '{self.config.name}' holds finalists of an earlier study "
+                f"'{search.config.name}'; search under a new name: deepfake-study run CONFIG --new"
+            )
+
+    def add_reruns(self, reruns: Sequence[tuple[Rerun, Hyperparameters]]) -> None:
+        """A slot for each that has none yet, its parameters fixed; of a final study."""
+        with self.exclusive():
+            records = self.records()
+            there = {record.rerun for record in records}
+            missing = [pair for pair in reruns if pair[0] not in there]
+            trials = []
+            for number, (rerun, params) in enumerate(missing, start=len(records)):
+                baseline = rerun.model if rerun.role == "baseline" else None
+                attrs = {"slot": number, "attempt": 0, "baseline": baseline}
+                trials.append(_waiting({**attrs, "rerun": asdict(rerun)}, params.model_dump()))
+            self._storage.add_slot_trials(self._study_id, trials)
 
     def _failure(self, trials: Sequence[FrozenTrial]) -> str | None:
         """Why a slot has failed for good; None if it may be tried again, or has not failed."""
@@ -217,17 +312,6 @@ class Slots:
         if lost_in_a_row(trials) >= (lost := self.config.study.max_lost):
             return f"its worker died {lost} times in a row without one more epoch"
         return None
-
-    def _add(
-        self, attrs: dict[str, Any], params: dict[str, Any], losses: dict[int, float] | None = None
-    ) -> None:
-        waiting = create_trial(
-            state=TrialState.WAITING,
-            user_attrs=attrs,
-            system_attrs={"fixed_params": params} if params else {},
-            intermediate_values=losses or {},
-        )
-        self._storage.add_slot_trial(self._study_id, waiting)
 
     def _by_slot(self) -> list[list[FrozenTrial]]:
         slots: dict[int, list[FrozenTrial]] = {}
@@ -245,6 +329,17 @@ class Slots:
             self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
 
 
+def _waiting(
+    attrs: dict[str, Any], params: dict[str, Any], losses: dict[int, float] | None = None
+) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.WAITING,
+        user_attrs=attrs,
+        system_attrs={"fixed_params": params} if params else {},
+        intermediate_values=losses or {},
+    )
+
+
 def create_or_join(
     config: StudyConfig,
     fingerprint: dict[str, Any],
@@ -254,8 +349,9 @@ def create_or_join(
 ) -> Slots:
     """The study of config, created with its slots if it is not there yet.
 
-    Any number of processes may call it at once. patient and hurried: see open_storage. Raises
-    StudyMismatch if it was created with other data or settings, naming what differs.
+    Any number of processes may call it at once. A final study has the slots that
+    add_reruns gave it. patient and hurried: see open_storage. Raises StudyMismatch if it was
+    created with other data or settings, naming what differs.
     """
     storage = open_storage(config.study, patient=patient, hurried=hurried)
     study = optuna.create_study(
@@ -270,13 +366,14 @@ def create_or_join(
     # last: without it, not yet created
     theirs = storage.set_study_attr_once(slots._study_id, "fingerprint", fingerprint)
     refuse_other(config.name, theirs, fingerprint)
-    existing = len(slots.records())
-    if config.study.n_trials < existing:
+    by_slot = slots._by_slot()
+    attributes = slots.attributes()  # behind the slots: it counts all of them
+    if not has_reruns_alone(config) and slots._budget(attributes) < len(by_slot):
         raise StudyMismatch(
-            f"study '{config.name}' has {existing} slots already, study.n_trials says "
+            f"study '{config.name}' has {len(by_slot)} slots already, study.n_trials says "
             f"{config.study.n_trials}: a budget can grow but not shrink"
         )
-    slots._fill()
+    slots._fill(by_slot, attributes)
     return slots
 
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,17 @@ from sqlalchemy.orm import Session
 from study.config import SearchConfig, redact
 from study.database import engine_kwargs, exclusive, has_tables, make_safe, reason_of
 from study.outage import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
+from study.trials import (
+    AT_ONCE,
+    add_waiting,
+    attempts_of,
+    changed_trials,
+    claimed_with,
+    first_waiting,
+    next_slot,
+    slot_with,
+    study_attributes,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
@@ -61,23 +72,23 @@ class Storage(RDBStorage):
         self.reading = _Reading()
         make_safe(self.engine, lambda: self.reading.on)  # here: RDBStorage made the engine
 
-    def claim(self, trial_id: int, worker: str, token: str) -> bool:
-        """Make a waiting trial this worker's, with its first heartbeat; False if it is another's.
+    def claim(self, study_id: int, worker: str, token: str) -> int | None:
+        """Make the study's first waiting slot this worker's, with its first heartbeat.
 
-        One transaction: a worker killed at any moment leaves it waiting, or with its name on it.
-        token: new for each claim; a second try recognises the first by it.
+        Its trial's id, or None if no slot waits. One transaction: a worker killed at any moment
+        leaves it waiting, or with its name on it. token: new for each claim; a second try
+        recognises the first by it.
         """
+        tries = itertools.count()
 
-        def write() -> bool:
+        def write() -> int | None:
             with _create_scoped_session(self.scoped_session) as session:
-                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                if trial.state == TrialState.RUNNING:
-                    mine = models.TrialUserAttributeModel.find_by_trial_and_key(
-                        trial, "claim", session
-                    )
-                    return mine is not None and str(mine.value_json) == json.dumps(token)
-                if trial.state != TrialState.WAITING:
-                    return False
+                if next(tries) and (mine := claimed_with(session, study_id, token)):
+                    return int(mine.trial_id)
+                trial = first_waiting(session, study_id)
+                if trial is None:
+                    return None
+                trial_id = int(trial.trial_id)
                 trial.state = TrialState.RUNNING
                 trial.datetime_start = datetime.now()
                 for key, value in (("worker", worker), ("claim", token)):
@@ -85,7 +96,7 @@ class Storage(RDBStorage):
                         session, models.TrialUserAttributeModel, trial_id, key, value
                     )
                 _beat(session, trial_id)
-            return True
+            return trial_id
 
         return self._outlive(write)
 
@@ -120,21 +131,77 @@ class Storage(RDBStorage):
 
         self._outlive(write)
 
-    def add_slot_trial(self, study_id: int, trial: FrozenTrial) -> None:
-        """Add a waiting trial, unless one of the same slot and attempt is there."""
-        wanted = {key: json.dumps(trial.user_attrs[key]) for key in ("slot", "attempt")}
+    def add_slot_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+        """Add waiting trials, but none of a slot and attempt that is there."""
+        for start in range(0, len(trials), AT_ONCE):
+            part = trials[start : start + AT_ONCE]
+            self._outlive(functools.partial(self._add_slot_trials, study_id, part))
 
-        def write() -> None:
+    def _add_slot_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+        with _create_scoped_session(self.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            there = attempts_of(session, study_id, [trial.user_attrs["slot"] for trial in trials])
+            missing = [
+                trial
+                for trial in trials
+                if (trial.user_attrs["slot"], trial.user_attrs["attempt"]) not in there
+            ]
+            if missing:
+                add_waiting(session, study_id, missing)
+
+    def append_slot(self, study_id: int, trial: FrozenTrial, counted_by: str, token: str) -> int:
+        """Add a waiting trial as the study's next slot; its number.
+
+        counted_by: the study's attribute that then says at least so many slots, in the same
+        transaction: a worker that saw one without the other would fill that slot itself, or
+        refuse the study. token: new for each slot; a second try recognises the first by it.
+        """
+        tries = itertools.count()
+
+        def write() -> int:
             with _create_scoped_session(self.scoped_session) as session:
-                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                same = session.query(models.TrialModel.trial_id).filter_by(study_id=study_id)
-                for key, value in wanted.items():
-                    attributes = models.TrialModel.user_attributes
-                    same = same.filter(attributes.any(key=key, value_json=value))
-                if same.first() is None:
-                    self._get_prepared_new_trial(study_id, trial, session)
+                model = models.StudyUserAttributeModel
+                study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                mine = slot_with(session, study_id, "token", token) if next(tries) else None
+                if mine is not None:
+                    return mine
+                number = next_slot(session, study_id)
+                trial.user_attrs |= {"slot": number, "token": token}
+                add_waiting(session, study_id, [trial])
+                known = model.find_by_study_and_key(study, counted_by, session)
+                if known is None:
+                    known = model(study_id=study_id, key=counted_by, value_json="0")
+                    session.add(known)
+                counted = max(json.loads(str(known.value_json)), number + 1)
+                known.value_json = json.dumps(counted)
+            return number
 
-        self._outlive(write)
+        return self._outlive(write)
+
+    def study_attr(self, study_id: int, key: str) -> Any:
+        """One attribute of the study, without the run of every slot; None if it has none."""
+        with _create_scoped_session(self.scoped_session) as session:
+            study = models.StudyModel.find_or_raise_by_id(study_id, session)
+            known = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+            return None if known is None else json.loads(str(known.value_json))
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        with _create_scoped_session(self.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+            return study_attributes(session, study_id)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """As Optuna's, but without included trials that wait: they are as they were."""
+        with _create_scoped_session(self.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+            found = changed_trials(session, study_id, included_trial_ids, trial_id_greater_than)
+        return [trial for trial in found if states is None or trial.state in states]
 
     def set_study_attr_once(self, study_id: int, key: str, value: Any) -> Any:
         """The study's attribute: value if it had none, else what it has."""
@@ -187,7 +254,7 @@ def _beat(session: Session, trial_id: int) -> None:
 
 
 def _outliving(name: str, *, reads: bool) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
+    method = getattr(Storage, name)  # RDBStorage's, or our own in its place
 
     @functools.wraps(method)
     def outliving(self: Storage, *arguments: Any, **more: Any) -> Any:
@@ -205,6 +272,7 @@ _READS = (
     "get_study_name_from_id",
     "get_study_directions",
     "get_study_user_attrs",
+    "study_attr",
     "get_study_system_attrs",
     "get_all_studies",
     "get_trial",
@@ -214,7 +282,7 @@ _READS = (
     "_get_stale_trial_ids",
 )
 # They may be repeated: they leave the same. create_new_study, too: Optuna loads a study that is
-# there. Not create_new_trial: slots are added by add_slot_trial.
+# there. Not create_new_trial: slots are added by add_slot_trials.
 _WRITES = (
     "create_new_study",
     "set_study_user_attr",

@@ -15,9 +15,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from study import storage
 from study.config import StudyConfig
 from study.mismatch import StudyMismatch
-from study.records import best_of, summary
+from study.records import LastEpoch, Stage, best_of, summary
 from study.slots import (
     NoStudy,
     SlotLost,
@@ -62,6 +63,25 @@ def test_the_baselines_are_the_first_slots_with_their_fixed_parameters(
     ]
     assert [entry[:3] for entry in drawn[3:]] == [(3, None, False), (4, None, False)]
     assert drawn[3][4] != drawn[4][4]
+
+
+def test_what_a_worker_notes_is_seen_from_elsewhere_until_another_attempt_begins(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", storage=storage_url), FINGERPRINT)
+    watching = join(slots.config)
+    slot = slots.claim("host:1")
+    assert slot is not None
+    slots.note_stage(slot, Stage(done=512, total=2048, seconds_left=None))
+    assert watching.records()[0].stage == Stage(512, 2048, None)
+    slots.report(slot, 0, 0.7, LastEpoch(train_loss=0.8, images_per_s=50.0))
+    assert watching.records()[0].last_epoch == LastEpoch(0.8, 50.0)
+    slots.report(slot, 0, 0.7, LastEpoch(train_loss=0.1, images_per_s=1.0))  # told already
+    assert watching.records()[0].last_epoch == LastEpoch(0.8, 50.0)
+    slots.free(slot)
+    freed = watching.records()[0]
+    assert (freed.attempt, freed.losses) == (1, {0: 0.7})
+    assert (freed.last_epoch, freed.stage) == (None, None)
 
 
 def run_worker(config: StudyConfig) -> list[int]:
@@ -362,17 +382,19 @@ def test_a_creator_killed_between_two_slots_leaves_nothing_to_mend_by_hand(
     make_config: MakeConfig, storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config("study.n_trials=6", storage=storage_url)
-    add, added = Slots._add, []
+    add, added = storage.add_waiting, []
 
-    def die_behind_the_second(self: Slots, *args, **kwargs) -> None:
-        if len(added) == 2:
+    def die_behind_the_first_two(*arguments) -> None:
+        if added:
             raise KeyboardInterrupt
-        added.append(add(self, *args, **kwargs))
+        added.append(add(*arguments))
 
-    monkeypatch.setattr(Slots, "_add", die_behind_the_second)
+    monkeypatch.setattr(storage, "AT_ONCE", 2)
+    monkeypatch.setattr(storage, "add_waiting", die_behind_the_first_two)
     with pytest.raises(KeyboardInterrupt):
         create_or_join(config, FINGERPRINT)
     monkeypatch.undo()
+    assert len(join(config).records()) == 2
     slots = create_or_join(config, FINGERPRINT)
     assert [record.number for record in slots.records()] == list(range(6))
     assert [r.baseline for r in slots.records()].count(None) == 3

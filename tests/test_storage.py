@@ -17,6 +17,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from study import storage as own_storage
+from study import trials as own_trials
 from study.config import SearchConfig, StudyConfig, redact
 from study.database import exclusive
 from study.outage import StorageError
@@ -64,7 +65,7 @@ def test_who_only_reads_holds_up_no_writer(make_config: MakeConfig) -> None:
     storage.get_all_studies()
     storage.get_all_trials(1)
     storage.set_study_user_attr(1, "key", "value")
-    storage.add_slot_trial(1, slot_trial(0))
+    storage.add_slot_trials(1, [slot_trial(0)])
     storage.get_trial(1)
     storage.claim(1, "host:1", "token")
     immediate = "BEGIN IMMEDIATE"
@@ -193,8 +194,7 @@ def slot_trial(slot: int, attempt: int = 0) -> FrozenTrial:
 def storage(make_config: MakeConfig, storage_url: str) -> Storage:
     opened = open_storage(make_config(storage=storage_url).study)
     optuna.create_study(study_name="sample", storage=opened)
-    for slot in range(2):
-        opened.add_slot_trial(1, slot_trial(slot))
+    opened.add_slot_trials(1, [slot_trial(slot) for slot in range(2)])
     return opened
 
 
@@ -202,21 +202,96 @@ def test_a_claim_whose_answer_was_lost_is_this_workers_and_nobody_elses(
     storage: Storage, lose_answers: Callable[[int], None]
 ) -> None:
     lose_answers(1)
-    assert storage.claim(1, "host:1", "token of host 1")
-    assert not storage.claim(1, "host:2", "token of host 2")
+    assert storage.claim(1, "host:1", "token of host 1") == 1
+    assert storage.claim(1, "host:2", "token of host 2") == 2
+    assert storage.claim(1, "host:1", "another token") is None
     trial = storage.get_trial(1)
     assert (trial.state, trial.user_attrs["worker"]) == (TrialState.RUNNING, "host:1")
+
+
+def test_the_lowest_slot_is_claimed_first_whenever_it_was_added(storage: Storage) -> None:
+    storage.add_slot_trials(1, [slot_trial(slot, attempt=1) for slot in (10, 9, 0)])
+    claimed = []
+    while (trial_id := storage.claim(1, "host:1", f"token {len(claimed)}")) is not None:
+        claimed.append(storage.get_trial(trial_id).user_attrs["slot"])
+    assert claimed == [0, 0, 1, 9, 10]
+
+
+@pytest.mark.slow
+def test_a_claim_does_not_wait_for_that_of_another_worker(
+    make_config: MakeConfig, postgres: Postgres
+) -> None:
+    opened = open_storage(make_config(storage=postgres.new_database()).study)
+    optuna.create_study(study_name="sample", storage=opened)
+    opened.add_slot_trials(1, [slot_trial(slot) for slot in range(2)])
+    with opened.engine.connect() as other:
+        other.execute(text("SELECT * FROM trials WHERE trial_id = 1 FOR UPDATE"))
+        assert opened.claim(1, "host:1", "token") == 2
+
+
+def test_trials_are_read_as_optuna_reads_them(storage: Storage) -> None:
+    study = optuna.load_study(study_name="sample", storage=storage)
+    for loss in (0.5, float("inf")):
+        trial = study.ask()  # one that waits
+        trial.suggest_float("lr", 1e-5, 1e-2, log=True)
+        trial.suggest_categorical("variant", ["cnn", "mobilenet_v2"])
+        trial.set_user_attr("reason", None)
+        trial.report(0.25, 3)
+        trial.report(loss, 1)
+        study.tell(trial, loss)
+    storage.add_slot_trials(1, [create_trial_with_a_history()])
+    optunas = optuna_rdb.RDBStorage._get_trials(storage, 1, None, set(), -1)
+    own = storage._get_trials(1, None, set(), -1)
+    assert own == optunas
+    assert [t.number for t in own] == [0, 1, 2]
+    assert storage.get_all_trials(1, states=(TrialState.COMPLETE,)) == optunas[:2]
+
+
+def create_trial_with_a_history() -> FrozenTrial:
+    return create_trial(
+        state=TrialState.WAITING,
+        user_attrs={"slot": 2, "attempt": 1, "baseline": "cnn"},
+        system_attrs={"fixed_params": {"lr": 1e-3}},
+        intermediate_values={0: 0.7, 1: float("inf")},
+    )
+
+
+def test_a_trial_that_waits_is_read_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*seen: int, finished: int = -1) -> list[int]:
+        return [trial._trial_id for trial in storage._get_trials(1, None, {*seen}, finished)]
+
+    assert read(1, 2) == []
+    storage.add_slot_trials(1, [slot_trial(slot) for slot in (2, 3)])
+    monkeypatch.setattr(own_trials, "AT_ONCE", 1)
+    assert read(1, 2) == [3, 4]
+    storage.claim(1, "host:1", "token")
+    assert read(1, 2, 3, 4) == [1]
+    assert read(1, 2, 3, 4) == [1]  # as long as it runs, each time
+    storage.set_trial_state_values(1, TrialState.COMPLETE, [0.5])
+    assert read(1, 2, 3, 4) == [1]
+    assert read(2, 3, 4, finished=1) == []
 
 
 def test_a_slot_added_with_its_answer_lost_is_there_once(
     storage: Storage, lose_answers: Callable[[int], None]
 ) -> None:
     lose_answers(2)
-    storage.add_slot_trial(1, slot_trial(2))
-    storage.add_slot_trial(1, slot_trial(1, attempt=1))
-    storage.add_slot_trial(1, slot_trial(1))  # is there
+    storage.add_slot_trials(1, [slot_trial(2)])
+    storage.add_slot_trials(1, [slot_trial(1), slot_trial(1, attempt=1)])  # the first is there
     found = [(t.user_attrs["slot"], t.user_attrs["attempt"]) for t in storage.get_all_trials(1)]
     assert found == [(0, 0), (1, 0), (2, 0), (1, 1)]
+
+
+def test_a_slot_appended_with_its_answer_lost_is_there_once_and_counted(
+    storage: Storage, lose_answers: Callable[[int], None]
+) -> None:
+    lose_answers(2)
+    assert storage.append_slot(1, slot_trial(7), "n_trials", "token") == 2  # behind 0 and 1
+    assert storage.append_slot(1, slot_trial(7), "n_trials", "another token") == 3
+    assert [t.user_attrs["slot"] for t in storage.get_all_trials(1)] == [0, 1, 2, 3]
+    assert (storage.study_attr(1, "n_trials"), storage.study_attr(1, "none")) == (4, None)
 
 
 def test_an_end_told_with_its_answer_lost_stands(
@@ -280,7 +355,6 @@ def test_a_beat_for_a_trial_that_is_over_says_so(storage: Storage) -> None:
     assert storage.beat(1)
     storage.set_trial_state_values(1, TrialState.FAIL)
     assert not storage.beat(1)
-    assert not storage.claim(1, "host:1", "token")
 
 
 @pytest.mark.slow
