@@ -1,0 +1,179 @@
+"""`gc`: weights and checkpoints of slots that nobody needs any more, and what the dead left."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from deepfake.prepare import CROPS
+from deepfake.room import store_path
+from study.config import StudyConfig, TrackingError
+from study.doctor import bytes_of
+from study.finals import incumbents
+from study.records import SlotRecord
+from study.slots import Slots, join
+from study.spool import WEIGHTS, Spool
+from study.tracking import Shelf
+from study.worker import checkpoints_of
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing that nobody needs."""
+
+    what: str
+    place: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What gc removed, or with dry_run would remove."""
+
+    removals: list[Removal]
+    n_bytes: int
+    kept: dict[int, str]  # finished slots whose weights and checkpoints stay, and why
+    dry_run: bool
+    notes: list[str] = field(default_factory=list)  # what it does not touch
+    failed: list[str] = field(default_factory=list)  # what could not be removed, and why
+
+
+def collect(config: StudyConfig, best: int, *, dry_run: bool) -> Collected:
+    """Remove the weights and left-over checkpoints of finished slots that nothing needs.
+
+    Kept are the best so many complete slots, baselines, incumbents, all that an opened list or
+    MLflow's registry names, whatever MLflow has still to be told of, and every slot that is not
+    finished; studies of reruns are not looked at: theirs are finalists. Files that killed writers
+    left unfinished in work_dir go, too. Small files of a run stay: figures, matrices, settings.
+    Raises NoStudy, StorageError or TrackingError.
+    """
+    slots = join(config)
+    records = slots.records()
+    shelf = Shelf.of(config, slots.study_id)
+    kept = _kept(slots, records, best, shelf)
+    todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
+    done: list[Removal] = []
+    failed: list[str] = []
+    for removal, remove in todo:
+        if not dry_run:
+            try:
+                remove()
+            except (TrackingError, OSError) as error:
+                failed.append(f"{removal.what}: {error}")
+                continue
+        done.append(removal)
+    freed = sum(removal.n_bytes for removal in done)
+    return Collected(done, freed, kept, dry_run, _notes(config, slots), failed)
+
+
+def _kept(
+    slots: Slots, records: Sequence[SlotRecord], best: int, shelf: Shelf | None
+) -> dict[int, str]:
+    """Why, by slot."""
+    # of the drawn ones, as evaluate chooses its candidates: baselines stay anyway
+    drawn = [r for r in records if r.state == "complete" and r.baseline is None]
+    drawn.sort(key=lambda record: (record.best_loss, record.number))
+    waiting = {j.slot for j in Spool.of(slots.config, slots.study_id).journals() if j.pending}
+    opened = "\n".join(
+        name for entry in slots.attributes().get("openings", []) for name in entry["finalists"]
+    )
+    named = {int(number) for number in re.findall(r"^slot (\d+) ", opened, re.MULTILINE)}
+    reasons: list[tuple[str, set[int]]] = [
+        ("baseline", {r.number for r in records if r.baseline is not None}),
+        ("finalist", named),
+        (f"among the best {best}", {record.number for record in drawn[:best]}),
+        ("incumbent", {contender.slot for contender in incumbents(slots)}),
+        ("MLflow has still to be told of it", waiting),
+    ]
+    kept: dict[int, str] = {}
+    for record in filter(lambda record: record.finished, records):
+        for reason, numbers in reasons:
+            if record.number in numbers:
+                kept[record.number] = reason
+                break
+        else:
+            if shelf is not None and record.run_id and shelf.is_registered(record.run_id):
+                kept[record.number] = "its model is registered"
+    return kept
+
+
+_Todo = tuple[Removal, Callable[[], None]]
+
+
+def _of_slots(
+    slots: Slots, records: Sequence[SlotRecord], kept: dict[int, str], shelf: Shelf | None
+) -> Iterator[_Todo]:
+    runs = {} if shelf is None else {run.run_id for run in shelf.runs()}
+    for record in records:
+        if not record.finished or record.number in kept:
+            continue
+        number, run_id = record.number, record.run_id
+        if shelf and run_id and run_id in runs and (size := shelf.weights_bytes(run_id)):
+            what = f"weights of slot {number}, {record.state}"
+            place = f"MLflow run {run_id}: {WEIGHTS}"
+            yield Removal(what, place, size), _removing_weights(shelf, run_id)
+        checkpoints = checkpoints_of(slots, number)
+        if checkpoints.folder.is_dir():
+            what = f"checkpoints of slot {number}, {record.state}"
+            size = bytes_of(checkpoints.folder)
+            yield Removal(what, str(checkpoints.folder), size), checkpoints.remove
+
+
+def _removing_weights(shelf: Shelf, run_id: str) -> Callable[[], None]:
+    return lambda: shelf.remove_weights(run_id)
+
+
+def _unfinished(config: StudyConfig) -> Iterator[_Todo]:
+    """What killed writers left in work_dir: its writers hold a lock, which their death frees."""
+    work_dir = config.data.work_dir
+    guarded = [
+        (path, work_dir / ".lock")
+        for folder in (work_dir, work_dir / CROPS)
+        for path in _files(folder)
+        if path.suffix == ".tmp"
+    ]
+    for path in _files(store_path(work_dir, 0).parent):
+        if path.suffix == ".tmp" and (side := re.search(r"faces_(\d+)\.", path.name)):
+            guarded.append((path, store_path(work_dir, int(side[1])).with_suffix(".lock")))
+    for path, lock in guarded:
+        if not _is_held(lock):
+            removal = Removal("unfinished, of a killed writer", str(path), bytes_of(path))
+            yield removal, _removing_file(path, lock)
+
+
+def _is_held(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _removing_file(path: Path, lock: Path) -> Callable[[], None]:
+    def remove() -> None:
+        with FileLock(lock, timeout=0):  # a writer may have begun; Timeout is an OSError
+            path.unlink(missing_ok=True)
+
+    return remove
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _notes(config: StudyConfig, slots: Slots) -> list[str]:
+    """What lies beside it and may be another study's."""
+    found = []
+    for folder in _files(config.checkpoints_dir):
+        is_study = re.fullmatch("[0-9a-f]{32}", folder.name) is not None
+        if is_study and folder.name != slots.study_id:
+            found.append(f"{folder}: of a study '{config.name}' in another database; left alone")
+    ours = {store_path(config.data.work_dir, side) for side in config.sides_px}
+    for path in _files(store_path(config.data.work_dir, 0).parent):
+        if path.suffix == ".npy" and not path.name.startswith(".") and path not in ours:
+            found.append(f"{path}: not read by this study, perhaps by another; left alone")
+    return found
