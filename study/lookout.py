@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
+from study.by_hand import is_stopped
 from study.outage import StorageError
 from study.records import SlotRecord
 from study.slots import Slots
@@ -13,11 +15,22 @@ LOOK_S = 0.5
 AWAY_S = 5.0  # between two looks at a study database that is away
 
 
+class View(Protocol):
+    """What shows the study while it runs."""
+
+    def __call__(self, finished_before: Sequence[SlotRecord], /) -> AbstractContextManager[object]:
+        """Show it while the block runs."""
+
+    def update(self, records: Sequence[SlotRecord]) -> None:
+        """The slots as they are now."""
+
+
 class Lookout:
     """Shows the study while workers run, and frees the slots of those that ended."""
 
     def __init__(self, slots: Slots, show: Callable[[Sequence[SlotRecord]], None]) -> None:
         self.finished = False  # all slots, at the last look
+        self.running = True  # any slot
         self._slots = slots
         self._show = show
         self._ended: list[tuple[str, str | None]] = []
@@ -42,6 +55,7 @@ class Lookout:
             self._not_before = time.monotonic() + AWAY_S
             return
         self.finished = all(record.finished for record in records)
+        self.running = any(record.state == "running" for record in records)
         self._show(records)
 
     @contextmanager
@@ -60,3 +74,13 @@ class Lookout:
         finally:
             self._done.set()
             thread.join(AWAY_S)
+
+
+def follow(slots: Slots, view: View, interval_s: float) -> None:
+    """Show a study that others run, until no slot is left or none runs for `stop` ended it."""
+    lookout = Lookout(slots, view.update)
+    with view(slots.records()):
+        lookout.look()
+        while not (lookout.finished or (not lookout.running and is_stopped(slots))):
+            time.sleep(interval_s)
+            lookout.look()
