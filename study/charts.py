@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from optuna.trial import TrialState
 
 from deepfake.config import Variant
-from study.config import Range, Space
+from study.config import OBJECTIVES, Range, Space
 from study.records import SlotRecord
+from study.robustness import kinds, steps
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
 
@@ -30,11 +31,11 @@ MIN_FOR_IMPORTANCES = 10  # of the complete trials; its best tenth is then one t
 
 
 def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:
-    """Best validation loss by slot, and the lowest so far; None before there is a loss."""
+    """Best objective by slot, and the lowest so far; None before there is a loss."""
     measured = _measured(records)
     if not measured:
         return None
-    figure = go.Figure(layout=_layout("slot", "best validation loss", height=380))
+    figure = go.Figure(layout=figure_layout("slot", _best(measured), height=380))
     lowest, best = [], math.inf
     for record in measured:
         if record.state == "complete":
@@ -55,20 +56,20 @@ def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:
 
 
 def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.Figure]:
-    """Best validation loss by each hyperparameter that this space draws."""
+    """Best objective by each hyperparameter that this space draws."""
     measured = _measured(records)
     if not measured:
         return {}
     figures = {}
     for name, drawn in space.drawn().items():
         if isinstance(drawn, Range):
-            figure = go.Figure(layout=_layout(name, "best validation loss", height=300))
+            figure = go.Figure(layout=figure_layout(name, _best(measured), height=300))
             _add_slots(figure, measured, lambda record, name=name: getattr(record.params, name))
             if drawn.log:
                 figure.update_xaxes(type="log", exponentformat="power", dtick=1)
             figures[name] = figure
     if len(space.variant) > 1:
-        figure = go.Figure(layout=_layout("variant", "best validation loss", height=300))
+        figure = go.Figure(layout=figure_layout("variant", _best(measured), height=300))
         _add_slots(figure, measured, lambda record: record.params and record.params.variant)
         short = [variant.replace("mobilenet_v2_", "mobilenet_v2<br>") for variant in space.variant]
         figure.update_xaxes(
@@ -103,7 +104,7 @@ def importances(study: optuna.Study, space: Space) -> dict[str, float] | None:
 def importances_figure(shares: Mapping[str, float]) -> go.Figure:
     """Bars, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
-    figure = go.Figure(layout=_layout("share", "", height=300))
+    figure = go.Figure(layout=figure_layout("share", "", height=300))
     figure.add_bar(
         x=[shares[name] for name in names],
         y=names,
@@ -121,17 +122,19 @@ def importances_figure(shares: Mapping[str, float]) -> go.Figure:
 def curves_figure(
     records: Sequence[SlotRecord], curves: Mapping[int, Curves], quantity: str, shown: set[int]
 ) -> go.Figure:
-    """Training (dashed) and validation curves of every slot; quantity: loss or accuracy.
+    """Training (dotted) and validation curves of every slot; quantity: loss or accuracy.
 
     curves: by slot. Each trace's meta is its slot: the page's boxes toggle by it.
     """
-    figure = go.Figure(layout=_layout("epoch", quantity, height=360))
+    figure = go.Figure(layout=figure_layout("epoch", quantity, height=360))
     values: list[float] = []
     for record in records:
         if record.params is None:
             continue
-        for split, dash in (("train", "dot"), ("val", "solid")):
+        for split, dash in (("train", "dot"), ("val", "solid"), ("robust_val", "dash")):
             curve = curves.get(record.number, {}).get(f"{split}_{quantity}", {})
+            if not curve and split == "robust_val":
+                continue
             epochs = sorted(curve)
             values += curve.values()
             figure.add_scatter(
@@ -139,7 +142,7 @@ def curves_figure(
                 y=[curve[epoch] for epoch in epochs],
                 mode="lines+markers",
                 line={"color": COLOURS[record.params.variant], "dash": dash, "width": 2},
-                marker={"size": 7 if split == "val" else 4, "symbol": _symbol(record)},
+                marker={"size": 4 if split == "train" else 7, "symbol": _symbol(record)},
                 visible=record.number in shown,
                 meta={"slot": record.number},
                 hovertemplate=f"slot {record.number}, {record.params.variant}<br>"
@@ -149,6 +152,46 @@ def curves_figure(
     if quantity == "loss":
         _scale_y(figure, values)
     return figure
+
+
+def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure]:
+    """Accuracy by level, a line a model, for each kind of corruption; rows: of study.robustness.
+
+    All have one scale.
+    """
+    lowest = min((row["accuracy"] for row in rows), default=0.0)
+    figures = {}
+    for kind in kinds(rows):
+        figure = go.Figure(layout=figure_layout(kind, "test accuracy", height=280))
+        for model in dict.fromkeys(row["model"] for row in rows):
+            of_level = steps(rows, model, kind)
+            first = next(iter(of_level.values()))
+            is_baseline = first["role"] == "baseline"
+            figure.add_scatter(
+                x=list(of_level),
+                y=[row["accuracy"] for row in of_level.values()],
+                mode="lines+markers",
+                line={
+                    "color": COLOURS[first["variant"]],
+                    "dash": "dot" if is_baseline else "solid",
+                    "width": 2,
+                },
+                marker={"size": 8, "symbol": "diamond" if is_baseline else "circle"},
+                customdata=[
+                    (row["accuracy_low"], row["accuracy_high"]) for row in of_level.values()
+                ],
+                hovertemplate=f"{model}<br>{kind} %{{x}}: %{{y:.3f}}"
+                " (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
+            )
+        figure.update_xaxes(type="category")
+        figure.update_yaxes(range=[max(lowest - 0.05, 0), 1.02])
+        figures[kind] = figure
+    return figures
+
+
+def validated(quantity: str) -> set[str]:
+    """The metrics of validation that curves_figure draws of a quantity."""
+    return {f"val_{quantity}", f"robust_val_{quantity}"}
 
 
 def _add_slots(figure: go.Figure, records: Sequence[SlotRecord], x: Any) -> None:
@@ -179,7 +222,8 @@ def _hover(record: SlotRecord) -> str:
     assert p is not None
     what = f"baseline, {record.state}" if record.baseline else record.state
     return (
-        f"<b>slot {record.number}</b> {p.variant} ({what})<br>validation loss {_loss(record):.4g}"
+        f"<b>slot {record.number}</b> {p.variant} ({what})"
+        f"<br>{OBJECTIVES[record.objective]} {_loss(record):.4g}"
         f"<br>lr {p.lr:.2e}, weight_decay {p.weight_decay:.2e}, dropout {p.dropout:.2f}"
     )
 
@@ -190,6 +234,10 @@ def _symbol(record: SlotRecord) -> str:
 
 def _measured(records: Sequence[SlotRecord]) -> list[SlotRecord]:
     return [r for r in records if r.params is not None and r.best_loss is not None]
+
+
+def _best(records: Sequence[SlotRecord]) -> str:
+    return f"best {OBJECTIVES[records[0].objective]}"
 
 
 def _loss(record: SlotRecord) -> float:
@@ -208,7 +256,8 @@ def _scale_y(figure: go.Figure, values: Iterable[float]) -> None:
         figure.update_yaxes(type="log", tickformat=".3~g")
 
 
-def _layout(x: str, y: str, height: int) -> dict[str, Any]:
+def figure_layout(x: str, y: str, height: int) -> dict[str, Any]:
+    """Of every figure; x, y: titles of the axes."""
     return {
         "template": "none",
         "height": height,

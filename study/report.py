@@ -14,16 +14,18 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from deepfake.baselines import Baseline
-from deepfake.config import LABELS, SPLITS, UserError
+from deepfake.baselines import FIGURES, Baseline
+from deepfake.config import LABELS, UserError
 from deepfake.prepare import Prepared, load_prepared
 from study import charts
-from study.compare import FIGURES, compare, refuse_other_settings
-from study.config import StudyConfig, TrackingError, public_yaml
+from study.compare import compare, refuse_other_settings
+from study.config import OBJECTIVES, StudyConfig, TrackingError, public_yaml
 from study.origin import git_commit
+from study.overview import parallel_figure, pruning_figure, spared
 from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
 from study.spool import Spool
+from study.tested import tested_content
 from study.tracking import Tracker
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
@@ -54,7 +56,12 @@ def render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "share": share, "short": lambda sha: sha[:12]}
+    environment.filters |= {
+        "number": number,
+        "share": share,
+        "decimal": lambda value, decimals: f"{value:.{decimals}f}",
+        "short": lambda sha: sha[:12],
+    }
     return environment.get_template("report.html.j2").render(content)
 
 
@@ -73,11 +80,19 @@ def share(value: float | None) -> str:
 def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     config, records = slots.config, slots.records()
     best = best_of(records)
-    witness = _witness(slots, records)
+    tracker, missing = _tracker(slots, records)
+    witness = _witness(tracker, records, config.study.objective, missing)
     evaluation = slots.attributes().get("evaluation")
-    finalists = _by_slot(evaluation["finalists"]) if evaluation else []
+    tested, tested_figures = tested_content(evaluation, tracker)
+    # an earlier release's has no analysis, nor seeds
+    finalists = (
+        _by_slot(evaluation["finalists"]) if evaluation and "analysis" in evaluation else []
+    )
     shares = charts.importances(slots.study, config.space)
     figures = _figures(records, config, witness["curves"], shares)
+    corruptions = (evaluation or {}).get("corruptions") or []
+    figures |= _corruption_figures(corruptions)
+    figures |= {name: figure.to_plotly_json() for name, figure in tested_figures.items()}
     try:
         comparison, why_not = compare(slots), None
     except UserError as error:
@@ -89,13 +104,17 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
         "max_epochs": config.train.max_epochs,
         "best": best,
+        "spared": spared(records, config.train.max_epochs),
+        "loss_name": OBJECTIVES[config.study.objective],
         "best_baseline": best_of([record for record in records if record.baseline]),
-        "finalist": next((f for f in finalists if best and f["slot"] == best.number), None),
+        "finalist": _model_of(best, tested),
+        "tested": tested,
         "rivals": _rivals(config.baselines.baselines, best),
         "comparison": comparison,
         "why_not": why_not,
         "columns": FIGURES,
         "finalists": finalists,
+        "corruptions": corruptions,
         "openings": slots.attributes().get("openings", []),
         "labels": LABELS,
         "colours": charts.COLOURS,
@@ -111,25 +130,36 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     }
 
 
-def _witness(slots: Slots, records: Sequence[SlotRecord]) -> dict[str, Any]:
-    """Learning curves by slot, and where the runs were made.
-
-    The study's database has each epoch's validation loss; the rest MLflow alone has, and what of
-    it can't be read is left out and said.
-    """
-    curves: dict[int, dict[str, dict[int, float]]] = {
-        record.number: {"val_loss": record.losses} for record in records if record.losses
-    }
-    tags: list[dict[str, str]] = []
+def _tracker(slots: Slots, records: Sequence[SlotRecord]) -> tuple[Tracker | None, list[str]]:
+    """MLflow, if this study has runs and it can be reached; and what it lacks."""
     missing: list[str] = []
     if waiting := Spool.of(slots.config, slots.study_id).pending():
         missing.append(f"{waiting} entries wait for MLflow: deepfake-study sync CONFIG")
-    with_runs = {r.number: r.run_id for r in records if r.run_id is not None}
+    if all(record.run_id is None for record in records):
+        return None, missing
     try:
-        tracker = Tracker(slots.config, slots) if with_runs else None
+        return Tracker(slots.config, slots), missing
     except TrackingError as error:
-        tracker = None
-        missing.append(str(error))
+        return None, [*missing, str(error)]
+
+
+def _witness(
+    tracker: Tracker | None,
+    records: Sequence[SlotRecord],
+    objective: str,
+    missing: Sequence[str],
+) -> dict[str, Any]:
+    """Learning curves by slot, and where the runs were made.
+
+    The study's database has each epoch's objective; the rest MLflow alone has, and what of
+    it can't be read is left out and said.
+    """
+    curves: dict[int, dict[str, dict[int, float]]] = {
+        record.number: {objective: record.losses} for record in records if record.losses
+    }
+    tags: list[dict[str, str]] = []
+    missing = list(missing)
+    with_runs = {r.number: r.run_id for r in records if r.run_id is not None}
     if tracker is not None:
         for slot, run_id in with_runs.items():
             try:
@@ -155,16 +185,25 @@ def _figures(
     figures = {}
     if (history := charts.history_figure(records)) is not None:
         figures["history"] = history
+    if (pruning := pruning_figure(records, config.train.max_epochs)) is not None:
+        figures["pruning"] = pruning
+    if (parallel := parallel_figure(records, config.space)) is not None:
+        figures["parallel"] = parallel
     for name, figure in charts.slice_figures(records, config.space).items():
         figures[f"slice-{name}"] = figure
     if shares is not None:
         figures["importances"] = charts.importances_figure(shares)
     shown = _shown(records)
     for quantity in ("loss", "accuracy"):
-        if any(curve.get(f"val_{quantity}") for curve in curves.values()):
+        if any(curve.keys() & charts.validated(quantity) for curve in curves.values()):
             figure = charts.curves_figure(records, curves, quantity, shown)
             figures[f"curves-{quantity}"] = figure
     return {name: figure.to_plotly_json() for name, figure in figures.items()}
+
+
+def _corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = charts.corruption_figures(rows)
+    return {f"corruptions-{kind}": figure.to_plotly_json() for kind, figure in found.items()}
 
 
 def _shown(records: Sequence[SlotRecord]) -> set[int]:
@@ -173,13 +212,19 @@ def _shown(records: Sequence[SlotRecord]) -> set[int]:
     return {r.number for r in records if r.baseline} | ({best.number} if best else set())
 
 
+def _model_of(best: SlotRecord | None, tested: Mapping[str, Any] | None) -> Any:
+    """The figures of the search's best, if it is among the finalists."""
+    models = tested["models"] if tested else []
+    return next((m for m in models if best and m["slot"] == best.number), None)
+
+
 def _by_slot(finalists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a slot: the best trial can be a baseline too."""
-    merged: dict[int, dict[str, Any]] = {}
-    for finalist in finalists:
-        entry = merged.setdefault(finalist["slot"], {**finalist, "models": []})
-        entry["models"].append(finalist["model"])
-    return list(merged.values())
+    """One entry a slot, of its first seed."""
+    first: dict[int, dict[str, Any]] = {}
+    for finalist in sorted(finalists, key=lambda f: f["seed"]):
+        name = finalist["model"] if finalist["role"] == "baseline" else finalist["role"]
+        first.setdefault(finalist["slot"], {**finalist, "models": [name]})
+    return list(first.values())
 
 
 def _rivals(baselines: Sequence[Baseline], best: SlotRecord | None) -> list[Baseline]:
@@ -196,7 +241,6 @@ def _origin(slots: Slots) -> dict[str, Any]:
     return {
         "data": prepared and prepared.summary,
         "data_note": data_note,
-        "splits": SPLITS,
         "hashes": _hashes(slots.attributes()["fingerprint"]),
         "study_yaml": study_yaml,
         "baselines_yaml": baselines_yaml,

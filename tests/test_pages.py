@@ -13,6 +13,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from deepfake.corruptions import SUITE
 from tests.browser import (
     chromium,
     console_errors,
@@ -110,7 +111,11 @@ class TestReport:
         places = browser.find_elements(By.CLASS_NAME, "figure")
         ids = {place.get_attribute("id") for place in places}
         slices = {"slice-lr", "slice-weight_decay", "slice-dropout", "slice-variant"}
-        assert ids == {"history", "curves-loss", "curves-accuracy"} | slices
+        kinds = {corruption.kind for corruption in SUITE.values()}
+        falls = {f"corruptions-{kind}" for kind in kinds}
+        tested = {"roc", "precision-recall", "reliability-before", "reliability-after"}
+        searched = {"history", "parallel", "curves-loss", "curves-accuracy"}
+        assert ids - {"incumbents", "pruning"} == searched | slices | falls | tested
         drawn = browser.execute_script(
             "return [...document.querySelectorAll('.figure')].map(f => "
             "[f.querySelectorAll('.main-svg .point').length, f.scrollHeight, f.clientHeight])"
@@ -141,6 +146,55 @@ class TestReport:
             shown = {c.get_attribute("data-figure"): c.text.split("\n")[0] for c in cells}
             assert shown == {name: f"{want['metrics'][name]:.2f}" for name in shown}
             assert len(shown) == 7
+
+    def test_says_first_who_is_better_and_every_figure_with_its_interval(
+        self, browser: Chrome, report_url: str, small_study: Folder
+    ):
+        open_report(browser, report_url)
+        found = small_study.json("compare")["analysis"]
+        said = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#answer .verdicts li")]
+        assert len(said) == len(found["comparisons"]) == 3
+        for line, comparison in zip(said, found["comparisons"], strict=True):
+            assert line.lower().split("\n")[0] == comparison["verdict"] == "too few seeds"
+            assert comparison["sentence"][1:] in line
+        models = [model for model in found["models"] if model["role"] != "diagnostic"]
+        assert len(models) == 4
+        for model in models:
+            cells = browser.find_elements(
+                By.CSS_SELECTOR, f"#models [data-model='{model['model']}']"
+            )
+            assert len(cells) == 10
+            nll = model["figures"]["nll"]
+            words = [f"{nll['value']:.3f}", f"{nll['low']:.3f} to {nll['high']:.3f}"]
+            assert cells[5].text.split("\n") == words  # one seed: no deviation
+            assert cells[9].text == "—"  # under 500 real faces
+        marks = browser.find_elements(By.CSS_SELECTOR, "#comparison [data-verdict=inconclusive]")
+        assert len(marks) == 14  # one seed has no interval
+
+    def test_shows_where_the_best_fails(
+        self, browser: Chrome, report_url: str, small_study: Folder
+    ):
+        open_report(browser, report_url)
+        found = small_study.json("compare")
+        best = found["analysis"]["best"]
+        rows = browser.find_elements(By.CSS_SELECTOR, "#error-slices tbody tr:not(.by)")
+        assert len(rows) == len(found["analysis"]["slices"])
+        for row, part in zip(rows, found["analysis"]["slices"], strict=True):
+            first = row.find_element(By.CLASS_NAME, "best").text.split("\n")[0]
+            assert first == f"{100 * part['error_rate'][best]['value']:.1f}"
+        (row,) = (row for row in found["rows"] if row["source"] == "best")
+        wrong = {"real_as_fake": row["confusion"][0][1], "fake_as_real": row["confusion"][1][0]}
+        for kind, errors in wrong.items():
+            place = f".gallery[data-model='{best}'][data-kind={kind}] img"
+            pictures = browser.find_elements(By.CSS_SELECTOR, place)
+            assert len(pictures) == min(24, errors)
+        decoded = "return [...document.querySelectorAll('.gallery img')].map(i => i.naturalWidth)"
+        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        widths = browser.execute_script(decoded)
+        assert widths
+        assert all(0 < width <= 96 for width in widths)
+        texts = "return [...document.querySelectorAll('.gallery img')].every(i => i.alt)"
+        assert browser.execute_script(texts)
 
     def test_picks_curves_by_slot(self, browser: Chrome, report_url: str):
         open_report(browser, report_url)

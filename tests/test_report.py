@@ -13,6 +13,7 @@ import yaml
 
 from deepfake.config import Hyperparameters, UserError, Variant
 from study import charts
+from study.analysis import analysis
 from study.config import Space, StudyConfig
 from study.load import load_config
 from study.records import SlotRecord
@@ -20,6 +21,7 @@ from study.report import number, reproducible, share, write_report
 from study.slots import Slots, create_or_join
 from study.space import suggest
 from tests.runs import Folder
+from tests.test_analysis import table
 
 MakeConfig = Callable[..., StudyConfig]
 
@@ -115,7 +117,9 @@ class TestStages:
         assert "1 complete trials would say nothing" in text
         figures = figures_of(page)
         slices = ["slice-lr", "slice-weight_decay", "slice-dropout", "slice-variant"]
-        assert sorted(figures) == sorted(["history", *slices, "curves-loss"])
+        assert sorted(figures) == sorted(
+            ["history", "parallel", "pruning", *slices, "curves-loss"]
+        )
         drawn = [trace for trace in figures["curves-loss"]["data"] if trace["y"]]
         assert [trace["meta"]["slot"] for trace in drawn] == [0, 1, 3]
         assert [trace["visible"] for trace in drawn] == [True, True, False]
@@ -130,8 +134,32 @@ class TestStages:
         text = without_plotly(written(slots, tmp_path))
         assert "Best: slot 3" in text
         assert "the test split was not opened for this slot" in text
-        assert "slot 2: best" in text
+        assert "slot 2: candidate" in text
         assert "bit-equal, same hardware" in text
+
+    @pytest.mark.slow
+    def test_an_evaluation_whose_curves_mlflow_does_not_have(
+        self, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
+        slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
+        for loss in (0.9, 0.8, 0.7, 0.6):
+            finish(slots, loss)
+        found = analysis(table(seeds=3), slots.config.baselines, resamples=50)
+        whole = evaluation(slot=7) | {"analysis": found, "diagnostics": [], "left_out": []}
+        (one,) = whole["finalists"]
+        models = [m for m in found["models"] if m["role"] != "diagnostic"]
+        found["models"] = models
+        whole["finalists"] = [{**one, "model": m["model"], "slot": m["slot"]} for m in models]
+        slots.set_attribute("evaluation", whole)
+        page = written(slots, tmp_path)
+        text = without_plotly(page)
+        for comparison in found["comparisons"]:
+            assert comparison["sentence"][1:] in text
+        assert "under 32 px" not in text  # every face of the table has 100 px
+        assert text.count('data-figure="ece_scaled"') == 1
+        assert "No curves and no pictures: MLflow can&#39;t be reached or has no run" in text
+        assert "Not drawn: one trial was the best from first to last" in text
+        assert "roc" not in figures_of(page)
 
     @pytest.mark.slow
     def test_mlflow_out_of_reach(self, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -166,8 +194,10 @@ def evaluation(slot: int) -> dict[str, Any]:
         "confusion": [[10, 3], [0, 14]],
     }
     proof = {"logged": 0.7, "recomputed": 0.7, "same_hardware": True}
-    best = {"slot": slot, "model": "best", "variant": "cnn", "weights_sha256": "f" * 64}
+    best = {"slot": slot, "model": f"slot {slot}", "role": "candidate", "seed": 0}
+    best |= {"variant": "cnn", "weights_sha256": "f" * 64}
     return {
+        "analysis": None,
         "finalists": [{**best, "proof": proof, "val": figures, "test": figures}],
         "opening": {},
         "openings": 1,
@@ -226,6 +256,18 @@ class TestCharts:
         assert kind([record(0, 0.5), record(1, 748.0)]) == "log"
         assert kind([record(0, 0.5), record(1, math.inf)]) is None
 
+    def test_a_loss_under_corruptions_is_named_and_drawn_dashed_beside_the_clean_one(self) -> None:
+        records = [record(0, 0.9, 0.8, objective="robust_val_loss")]
+        figure = charts.history_figure(records)
+        assert figure is not None
+        assert figure.layout.yaxis.title.text == "best validation loss under corruptions"
+        curves = {0: {"val_loss": {0: 0.5, 1: 0.4}, "robust_val_loss": {0: 0.9, 1: 0.8}}}
+        drawn = charts.curves_figure(records, curves, "loss", {0}).data
+        assert [(trace.line.dash, trace.y) for trace in drawn if trace.y] == [
+            ("solid", (0.5, 0.4)),
+            ("dash", (0.9, 0.8)),
+        ]
+
     def test_slices_are_of_what_is_drawn(self) -> None:
         figures = charts.slice_figures([record(0, 0.5), record(1, 0.6)], SPACE)
         assert set(figures) == {"lr", "dropout", "variant"}
@@ -282,6 +324,7 @@ class TestFinishedStudy:
         page = out.read_text(encoding="utf-8")
         text = without_plotly(page)
         assert set(figures_of(page)) >= {"history", "curves-loss", "curves-accuracy"}
+        assert set(figures_of(page)) >= {"roc", "precision-recall", "reliability-after"}
         for part in ("not like for like", "bit-equal", "Opened for 1 list", "DLA Parte 1"):
             assert part in text
         assert str(small_study.path / "mlruns") not in text

@@ -1,0 +1,152 @@
+"""All slots at a glance, for the HTML report: what they drew, and what pruning spared."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from study.charts import COLOURS, NEUTRAL, figure_layout
+from study.config import OBJECTIVES, Range, Space
+from study.records import SlotRecord, best_of
+
+
+@dataclass(frozen=True)
+class Spared:
+    """What pruning did to a study."""
+
+    slots: int  # pruned
+    trained: int  # epochs, by them
+    spared: int  # epochs that max_epochs would have let them have
+    all_trained: int  # epochs, by every slot
+
+
+def spared(records: Sequence[SlotRecord], max_epochs: int) -> Spared:
+    """An upper bound: the early stop would have ended some of the pruned ones, too."""
+    pruned = [record for record in records if _stopped(record)]
+    trained = sum(len(record.losses) for record in pruned)
+    everything = sum(len(record.losses) for record in records)
+    return Spared(len(pruned), trained, len(pruned) * max_epochs - trained, everything)
+
+
+def pruning_figure(records: Sequence[SlotRecord], max_epochs: int) -> go.Figure | None:
+    """A bar a slot: epochs trained, and pale those that a pruned one was spared.
+
+    None if nothing was pruned.
+    """
+    trained = [record for record in records if record.losses and record.params is not None]
+    if not any(map(_stopped, trained)):
+        return None
+    layout = figure_layout("epochs", "slot", height=100 + 14 * len(trained))
+    figure = go.Figure(layout={**layout, "barmode": "stack", "bargap": 0.25})
+    for variant, colour in COLOURS.items():
+        mine = [r for r in trained if r.params is not None and r.params.variant == variant]
+        for kind in ("trained", "spared"):
+            bars = mine if kind == "trained" else [r for r in mine if _stopped(r)]
+            if not bars:
+                continue
+            done = [len(record.losses) for record in bars]
+            figure.add_bar(
+                x=done if kind == "trained" else [max_epochs - epochs for epochs in done],
+                y=[record.number for record in bars],
+                orientation="h",
+                marker={"color": colour, "opacity": 1.0 if kind == "trained" else 0.25},
+                text=[_ended(record, max_epochs) for record in bars],
+                textposition="none",
+                hovertemplate="%{text}<extra></extra>",
+                name=f"{variant}, {kind}",
+            )
+    figure.update_xaxes(range=[0, max_epochs], tickformat="d")
+    figure.update_yaxes(autorange="reversed", tickformat="d")
+    return figure
+
+
+def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | None:
+    """A line a slot through everything it drew, to its best objective; None without any.
+
+    Each axis reaches from the lowest value of the slots to the highest, a drawn range on the
+    scale it is drawn on; the best slot is bold, pruned and failed ones are dotted.
+    """
+    measured = [r for r in records if r.params is not None and _finite(r.best_loss)]
+    if not measured:
+        return None
+    best = best_of(measured)
+    measured.sort(key=lambda record: record is best)  # drawn last, over the others
+    drawn = [name for name, values in space.drawn().items() if isinstance(values, Range)]
+    logs = {name for name in drawn if getattr(space, name).log}
+    axes = [*drawn, OBJECTIVES[measured[0].objective]]
+    rows = [[*(getattr(r.params, name) for name in drawn), r.best_loss] for r in measured]
+    losses = [row[-1] for row in rows]
+    if min(losses) > 0 and max(losses) > 10 * min(losses):
+        logs.add(axes[-1])
+    columns = [_scaled([row[at] for row in rows], axes[at] in logs) for at in range(len(axes))]
+    figure = go.Figure(layout=figure_layout("", "", height=380))
+    for at, record in enumerate(measured):
+        assert record.params is not None
+        figure.add_scatter(
+            x=list(range(len(axes))),
+            y=[column[at] for column in columns],
+            mode="lines+markers",
+            line={
+                "color": COLOURS[record.params.variant],
+                "width": 4 if record is best else 1.5,
+                "dash": "solid" if record.state == "complete" else "dot",
+            },
+            opacity=1.0 if record.state == "complete" else 0.6,
+            marker={"size": 6},
+            text=[f"slot {record.number}, {record.params.variant}, {record.state}"] * len(axes),
+            customdata=[f"{name} {value:.3g}" for name, value in zip(axes, rows[at], strict=True)],
+            hovertemplate="%{text}<br>%{customdata}<extra></extra>",
+        )
+    figure.update_layout(margin={"l": 30, "r": 30}, **_ends(axes, rows))
+    return figure
+
+
+def _ends(axes: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The axes' names below, the lowest and the highest value at their ends."""
+    columns = list(zip(*rows, strict=True))
+    edges = [
+        {"x": at, "y": y, "text": f"{value:.3g}", "showarrow": False, "yshift": shift}
+        for at, column in enumerate(columns)
+        for y, value, shift in ((0, min(column), -14), (1, max(column), 14))
+    ]
+    rules: list[Mapping[str, Any]] = [
+        {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": {"color": NEUTRAL}}
+        for at in range(len(axes))
+    ]
+    names = [name.replace(" under ", "<br>under ") for name in axes]
+    return {
+        "annotations": edges,
+        "shapes": rules,
+        "xaxis": {
+            "tickvals": list(range(len(axes))),
+            "ticktext": names,
+            "range": [-0.4, len(axes) - 0.6],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        "yaxis": {"visible": False, "range": [-0.12, 1.1]},
+    }
+
+
+def _scaled(values: Sequence[float], log: bool) -> list[float]:
+    """From 0, the lowest, to 1."""
+    places = [math.log10(value) for value in values] if log else list(values)
+    low, high = min(places), max(places)
+    return [0.5 if high == low else (place - low) / (high - low) for place in places]
+
+
+def _ended(record: SlotRecord, max_epochs: int) -> str:
+    assert record.params is not None
+    after = f"after {len(record.losses)} of {max_epochs} epochs"
+    return f"<b>slot {record.number}</b> {record.params.variant}<br>{record.state} {after}"
+
+
+def _stopped(record: SlotRecord) -> bool:
+    """By the pruner: one that diverged is called pruned, too."""
+    return record.state == "pruned" and not record.diverged
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
