@@ -16,8 +16,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from deepfake.predict import Prediction
     from study.config import StudyConfig
+    from study.leak import Price
+    from study.place import Placement
     from study.run import Ended
+    from study.slots import Slots
 
 # MLflow reads these when it is first imported; what the user has set stands
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,6 +37,7 @@ os.environ.setdefault(
 )  # the UI in 2 processes, not 9
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+SAID_OF_MODEL = {"variant", "side_px", "temperature", "threshold", "weights_sha256"}
 DONE, OUR_FAULT, MENDABLE, FAILED_SLOTS = 0, 1, 2, 3
 
 app = typer.Typer(
@@ -52,10 +57,10 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda:N; without it the 
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([sm]?)", text)
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smh]?)", text)
     if found is None:
-        raise typer.BadParameter(f"{text!r} is no time; write 25, 25s or 2m")
-    return float(found[1]) * (60 if found[2] == "m" else 1)
+        raise typer.BadParameter(f"{text!r} is no time; write 25, 25s, 2m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 Grace = Annotated[
@@ -63,6 +68,16 @@ Grace = Annotated[
     typer.Option(
         parser=_seconds, metavar="TIME", help="from a stop signal to the end, come what may"
     ),
+]
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(parser=_seconds, metavar="TIME", help="end cleanly then, as by Ctrl-C; 2h"),
+]
+
+
+Interval = Annotated[
+    float, typer.Option(parser=_seconds, metavar="TIME", help="with --watch: between two looks")
 ]
 
 
@@ -117,6 +132,106 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def audit(
+    config: Config,
+    leak: Annotated[
+        bool, typer.Option("--leak", help="train a baseline split by face and by photo: the price")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="with --leak; default: the file's first")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="with --leak: trainings of each split")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="with --leak: as of run")] = None,
+    device: Device = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Photos in two splits (exit code 2), and what predicts the label without the face."""
+    from dataclasses import asdict
+
+    from deepfake.audit import audit as audit_data
+    from deepfake.prepare import prepare as prepare_data
+    from study.leak import baseline_of
+    from study.live import audit_table, leak_lines, price_table, progress_bars
+
+    loaded = _load(config, set_)
+    data = loaded.data
+    if leak:
+        baseline = baseline_of(loaded, baseline)  # before hours of reading
+    with progress_bars(_stderr()) as advance:
+        prepare_data(data, progress=advance)  # without its stores: the audit reads photos
+        found = audit_data(data, progress=advance)
+    document = asdict(found)
+    if not (leak and as_json):  # one document for both
+        _print(document, audit_table(found), as_json)
+    for verdict in found.probes:
+        if verdict.flagged:
+            low, high = verdict.interval
+            found_auc = f"AUC {verdict.auc:.2f} ({low:.2f} to {high:.2f}) on val"
+            _warn(f"{verdict.probe} alone predicts the label: {found_auc}")
+    if leak and baseline is not None:
+        arguments = (str(config), *_shown(set_))
+        price = _price_leak(loaded, arguments, baseline, seeds, workers, device)
+        _print(document | {"leak": asdict(price)}, price_table(price), as_json)
+    if found.leaks:
+        for line in leak_lines(found, data.group_by):
+            _stderr().print(f"error: {line}")
+        raise typer.Exit(MENDABLE)
+
+
+def _price_leak(
+    config: "StudyConfig",
+    arguments: tuple[str, ...],
+    baseline: str,
+    seeds: int,
+    workers: int | None,
+    device: str | None,
+) -> "Price":
+    """Train both arms of a leak and compare them; the command ends here if it is stopped."""
+    from study.device import pick_device
+    from study.leak import ARMS, begin_arm, price
+    from study.place import Launcher, Placement
+
+    placement = Placement(Launcher.LOCAL, workers)
+    placement.check(config, os.environ)
+    options = ["--leak", "--baseline", baseline, "--seeds", str(seeds), *placement.arguments()]
+    options += ["--device", device] if device else []
+    again = shlex.join(["deepfake-study", "audit", *arguments, *options])
+    arms = {}
+    for arm in ARMS:
+        arms[arm] = begin_arm(config, arm, baseline, seeds, _prepare, _warn)
+        _run_reruns(arms[arm], placement, ("worker", *arguments, "--leak", arm), again)
+    return price(arms, baseline, seeds, pick_device(device))
+
+
+@app.command()
+def estimate(
+    config: Config,
+    launcher: Annotated[
+        str, typer.Option(metavar="local|slurm|ray", help="local: workers share this machine")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What the study will take here: time and disk, from some seconds of each variant."""
+    from dataclasses import asdict
+
+    from study.estimate import estimate as reckon
+    from study.live import estimate_table
+    from study.place import Launcher, Placement, named
+
+    loaded = _load(config, set_)
+    local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
+    if named(launcher) != Launcher.LOCAL:  # each on a machine or a GPU like this one
+        local = Placement(Launcher.LOCAL, workers=1)
+    gpus = local.local_gpus(os.environ)
+    found = reckon(loaded, gpus, len(gpus) if named(launcher) == Launcher.LOCAL else workers or 1)
+    _print(asdict(found), estimate_table(found), as_json)
+
+
+@app.command()
 def run(
     config: Config,
     launcher: Annotated[str, typer.Option(metavar="local|slurm|ray")] = "local",
@@ -138,11 +253,19 @@ def run(
         float | None, typer.Option(min=0, help="ray: 0.5 packs two")
     ] = None,
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    trials: Annotated[
+        str | None, typer.Option(metavar="N|+N", help="slots in all, or more of them; for good")
+    ] = None,
+    timeout: Timeout = None,
     new: Annotated[bool, typer.Option("--new", help="a fresh study under a new name")] = False,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="tpe|random", help="random: a control, NAME-random")
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
+    from study.by_hand import check_trials, grow
     from study.live import StudyView
     from study.place import Placement, named, slurm_dir
     from study.run import begin, run_workers
@@ -150,26 +273,30 @@ def run(
     from study.slurm import submitted
 
     loaded = _load(config, set_)
+    if sampler is not None:
+        own_name = f"{loaded.name}-{sampler}" if sampler != "tpe" else loaded.name
+        set_ = [*(set_ or []), f"study.sampler={sampler}", f"name={json.dumps(own_name)}"]
+        loaded = _load(config, set_)
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
-    placement = Placement(named(launcher), *local, tuple(slurm or ()), detach, *on_ray, grace)
+    ends = (grace, timeout)
+    placement = Placement(named(launcher), *local, tuple(slurm or ()), detach, *on_ray, *ends)
     placement.check(loaded, os.environ)
-    # the storage may hold a password: workers get it from the environment, no message shows it
-    secret = "study.storage"
-    overrides = [e for e in set_ or [] if e.partition("=")[0].strip() != secret]
+    if trials is not None:
+        check_trials(trials, loaded)
+    sets = _shown(set_)
     if new:
         name = free_name(loaded)
-        overrides.append(f"name={json.dumps(name)}")
+        sets += ["--set", f"name={json.dumps(name)}"]
         loaded = loaded.model_copy(update={"name": name})
-    sets = [argument for override in overrides for argument in ("--set", override)]
     again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
     deliver = shlex.join(["deepfake-study", "sync", str(config), *sets])
     slots = begin(loaded, _prepare, _warn)
     for warning in placement.warnings(loaded, os.environ):
         _warn(warning)
-    records = slots.records()
-    left = sum(not record.finished for record in records)
-    _stderr().print(f"study '{loaded.name}': {left} of {len(records)} slots to run; {again}")
+    if trials is not None:
+        _stderr().print(f"study '{loaded.name}' has {grow(slots, trials)} slots now")
+    _say_what_is_left(slots, again)
     storage = loaded.study.storage.get_secret_value()
     os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
     if placement.starts_ray:  # on 127.0.0.1 alone, not on every interface
@@ -222,25 +349,51 @@ def worker(
     config: Config,
     device: Device = None,
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    timeout: Timeout = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="the finalists that evaluate --seeds wants")
+    ] = False,
+    leak: Annotated[
+        str | None,
+        typer.Option(metavar="photo|face", help="the trainings that audit --leak wants"),
+    ] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     set_: Set = None,
 ) -> None:
     """One worker that joins the study, or creates it as the first: what a cluster starts."""
-    from study.stop import Stopped, StopSignal
+    from study.stop import Stopped, StopSignal, StudyStopped
 
     stop = StopSignal(second_exits=True)
     stop.listen()
     stop.end_within(grace)
+    if timeout is not None:
+        stop.end_after(timeout)
     if parent is not None:
         stop.follow_parent(parent)
+    from study.config import final_of
+    from study.device import pick_device
     from study.outage import StorageError
-    from study.worker import TooManyFailed, pick_device, work
+    from study.worker import TooManyFailed, work
 
+    loaded = _load(config, set_)
+    if final:
+        loaded = final_of(loaded)
+    if leak is not None:
+        from study.leak import arm_named, leak_of
+
+        loaded = leak_of(loaded, arm_named(leak))
     try:
-        records = work(_load(config, set_), pick_device(device), stop)
+        records = work(loaded, pick_device(device), stop)
+    except StudyStopped as told:
+        begun_by = "the command that began it" if final or leak else _again("run", config, set_)
+        _stderr().print(f"{told}; go on with: {begun_by}")
+        raise typer.Exit(DONE) from None
     except (Stopped, StorageError):
         if stop.number is None:
             raise
+        if stop.timed_out:
+            _stderr().print("stopped by --timeout; a worker started again goes on")
+            raise typer.Exit(DONE) from None
         raise typer.Exit(128 + stop.number) from None
     except TooManyFailed as error:
         _stderr().print(str(error), style="red")
@@ -249,43 +402,197 @@ def worker(
 
 
 @app.command()
-def status(config: Config, set_: Set = None, as_json: Json = False) -> None:
+def enqueue(
+    config: Config,
+    params: Annotated[
+        str, typer.Option(metavar="K=V,...", help="variant=cnn,lr=3e-4,...", show_default=False)
+    ],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Add one trial with these parameters to the study; its budget grows by one."""
+    from study.by_hand import enqueue as add
+    from study.by_hand import given_params
+    from study.slots import join
+
+    loaded = _load(config, set_)
+    given = given_params(params, loaded.space)
+    slots = join(loaded)
+    number = add(slots, given)
+    n_trials = len(slots.records())
+    document = {"name": loaded.name, "slot": number, "n_trials": n_trials}
+    again = _again("run", config, set_)
+    said = f"slot {number} of study '{loaded.name}', which has {n_trials} slots now; workers that "
+    said += f"run take it behind those that wait; without any: {again}"
+    _print(document | {"params": given.model_dump()}, said, as_json)
+
+
+@app.command()
+def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
+    """End the study's workers on all machines, behind the epochs that they are in."""
+    from study.by_hand import stop_study
+    from study.config import of_reruns
+    from study.slots import NoStudy, join
+
+    loaded = _load(config, set_)
+    final, *leaks = of_reruns(loaded)
+    ways = {loaded.name: _again("run", config, set_)}
+    ways[final.name] = _again("evaluate", config, set_) + " --seeds N"
+    ways |= {leak.name: _again("audit", config, set_) + " --leak" for leak in leaks}
+    running: dict[str, int] = {}
+    missing = []
+    for study in (loaded, final, *leaks):
+        try:
+            left = stop_study(join(study))
+        except NoStudy as error:
+            missing.append(error)
+            continue
+        if left is not None:
+            running[study.name] = left
+    if len(missing) == len(ways):
+        raise missing[0]
+    said = [
+        f"study '{name}' is stopped: slots that end behind their epochs: {left}; go on with: "
+        f"{ways[name]}"
+        for name, left in running.items()
+    ]
+    finished = f"study '{loaded.name}' has finished: there is nothing to stop"
+    document = {
+        "name": loaded.name,
+        "stopped": bool(running),
+        "running": sum(running.values()),
+        "studies": running,
+    }
+    _print(document, "\n".join(said) or finished, as_json)
+
+
+@app.command()
+def status(
+    config: Config,
+    watch: Annotated[bool, typer.Option("--watch", help="show it live until it is over")] = False,
+    interval: Interval = "2s",  # type: ignore[assignment]  # parsed as the user's would be
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Budget, slots by state, the best so far and the baselines."""
-    from study.live import status_table
+    from study.by_hand import is_stopped
+    from study.live import StudyView, status_table
+    from study.lookout import follow
     from study.records import summary
     from study.slots import join
 
     loaded = _load(config, set_)
-    records = join(loaded).records()
-    table = status_table(loaded.name, records, loaded.train.max_epochs)
+    slots = join(loaded)
+    if watch:
+        try:
+            follow(slots, StudyView(_stderr(), loaded.train.max_epochs), interval)
+        except KeyboardInterrupt:
+            raise typer.Exit(DONE) from None
+    records = slots.records()
+    if is_stopped(slots):
+        _stderr().print(f"stopped by `stop`; go on with: {_again('run', config, set_)}")
+    # a line a slot: with thousands of them, not for nothing
+    table = "" if as_json else status_table(loaded.name, records, loaded.train.max_epochs)
     _print(summary(loaded.name, records), table, as_json)
 
 
 @app.command()
 def evaluate(
     config: Config,
-    trial: Annotated[int | None, typer.Option(min=0, help="one slot instead")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="prove one slot instead")] = None,
+    top: Annotated[int, typer.Option(min=1, help="the best so many trials, beside baselines")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="train each so often again; without it as the search did"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="with --seeds: as of run")] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    corruptions: Annotated[
+        bool, typer.Option(help="test faces under JPEG, blur, noise ..., too: 17 more passes")
+    ] = True,
     device: Device = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Prove the best trial and the baselines from their logged weights, then open test."""
+    """Prove the best trials and the baselines from logged weights, then open test for them."""
     from dataclasses import asdict
 
+    from study.device import pick_device
     from study.final import Evaluator
-    from study.live import evaluation_table
+    from study.finals import begin_final, contenders_of_final, contenders_of_search
+    from study.live import evaluation_table, progress_bars
+    from study.place import Launcher, Placement
     from study.slots import join
-    from study.worker import pick_device
 
-    evaluator = Evaluator(join(_load(config, set_)), pick_device(device))
-    found = evaluator.evaluate() if trial is None else evaluator.evaluate_slot(trial)
+    slots = join(_load(config, set_))
+    evaluator = Evaluator(slots, pick_device(device))
+    final = None
+    if trial is None and seeds is not None:
+        placement = Placement(Launcher.LOCAL, workers, workers_per_gpu, grace_s=grace)
+        arguments = (str(config), *_shown(set_))
+        options = [*(["--device", device] if device else []), "--top", str(top)]
+        options += ["--seeds", str(seeds), *([] if corruptions else ["--no-corruptions"])]
+        options += placement.arguments()
+        again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
+        placement.check(slots.config, os.environ)
+        final = begin_final(slots, top, seeds)
+        _run_reruns(final, placement, ("worker", *arguments, "--final"), again)
+    with progress_bars(_stderr()) as evaluator.progress:
+        if trial is not None:
+            found = evaluator.evaluate_slot(trial)
+        elif final is None or seeds is None:
+            found = evaluator.evaluate(contenders_of_search(slots, top), corruptions=corruptions)
+        else:
+            contenders, left_out = contenders_of_final(final, top, seeds, slots)
+            found = evaluator.evaluate(contenders, left_out, corruptions=corruptions)
     document = asdict(found)
     _print(document, evaluation_table(document), as_json)
 
 
+def _run_reruns(
+    slots: "Slots", placement: "Placement", worker: tuple[str, ...], again: str
+) -> None:
+    """Run the slots that are left; the command ends here, saying again, if it is stopped."""
+    from study.live import StudyView
+    from study.run import run_workers
+
+    name, max_epochs = slots.config.name, slots.config.train.max_epochs
+    _say_what_is_left(slots, again)
+    storage = slots.config.study.storage.get_secret_value()
+    environment = partial(_worker_environment, storage)
+    ended = run_workers(slots, placement, worker, environment, StudyView(_stderr(), max_epochs))
+    if ended.signal is not None or not ended.finished:
+        code = _say_how_it_ended(name, ended, max_epochs, again, again, as_json=False)
+        raise typer.Exit(code if ended.halted else code or OUR_FAULT)
+
+
 @app.command()
-def compare(config: Config, set_: Set = None, as_json: Json = False) -> None:
-    """Our test figures beside the report's published ones."""
+def compare(
+    config: Config,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="compute all from this table of per-face predictions"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of --predictions; without it test")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Our test figures beside the report's published ones; with verdicts from --predictions."""
+    if predictions is not None:
+        from study.analysis import analysis
+        from study.live import analysis_table
+        from study.load import load_published
+        from study.predictions import read_predictions
+
+        published = load_published(config, set_ or [])
+        analysed = analysis(read_predictions(predictions), published, split or "test")
+        _print(analysed, analysis_table(analysed), as_json)
+        return
+    if split is not None:
+        raise typer.BadParameter("--split needs --predictions FILE")
     from study.compare import compare as compare_with_report
     from study.live import comparison_table
     from study.slots import join
@@ -309,16 +616,139 @@ def report(
 
 
 @app.command()
+def export(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="the folder to make", show_default=False)],
+    trial: Annotated[str, typer.Option(metavar="best|N", help="a slot")] = "best",
+    onnx: Annotated[bool, typer.Option("--onnx", help="model.onnx as well (extra: onnx)")] = False,
+    device: Device = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prove a slot and keep its model: a folder that `predict` takes, and MLflow's registry."""
+    from dataclasses import asdict
+
+    from deepfake.config import UserError
+    from study.device import pick_device
+    from study.keep import keep
+    from study.live import progress_bars
+    from study.slots import join
+
+    if trial != "best" and not trial.isdecimal():
+        raise UserError(f"--trial {trial}: must be best or the number of a slot")
+    number = None if trial == "best" else int(trial)
+    slots, where = join(_load(config, set_)), pick_device(device)
+    with progress_bars(_stderr()) as advance:
+        kept = keep(slots, number, out, where, onnx=onnx, progress=advance)
+    said = f"{kept.folder}: slot {kept.slot}, {kept.variant}; temperature {kept.temperature:.3f}, "
+    said += f"fake from {kept.threshold:.3f}; in MLflow {kept.registered}"
+    _print(asdict(kept), said, as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="the folder of an export", show_default=False)],
+    pictures: Annotated[list[Path], typer.Argument(help="photos or faces", show_default=False)],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="an OpenForensics JSON with the faces; without it each picture is one"),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """The probability that each face is fake, by an exported model alone."""
+    from dataclasses import asdict
+
+    from deepfake.export import load_exported
+    from deepfake.predict import Prediction, Refused
+    from deepfake.predict import predict as judge
+    from study.device import pick_device
+
+    loaded = load_exported(model, pick_device(device))
+    found = list(judge(loaded, pictures, boxes))
+    faces = [one for one in found if isinstance(one, Prediction)]
+    refused = [one for one in found if isinstance(one, Refused)]
+    if faces or as_json:
+        document = {
+            "model": loaded.info.model_dump(include=SAID_OF_MODEL),
+            "faces": [asdict(face) for face in faces],
+            "refused": [asdict(one) for one in refused],
+        }
+        _print(document, _predictions_table(faces), as_json)
+    for one in refused:
+        sys.stderr.write(f"error: {one.picture}: {one.reason}\n")
+    raise typer.Exit(MENDABLE if refused else DONE)
+
+
+@app.command()
 def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Deliver to MLflow what workers kept while it was away, and set each run's true state."""
     from dataclasses import asdict
 
+    from study.config import of_reruns
+    from study.delivery import SyncResult
     from study.delivery import sync as deliver_left_over
+    from study.slots import NoStudy
 
-    found = deliver_left_over(_load(config, set_))
+    loaded = _load(config, set_)
+    found, missing = SyncResult(0, 0, 0), []
+    studies = (loaded, *of_reruns(loaded))
+    for study in studies:
+        try:
+            found += deliver_left_over(study)
+        except NoStudy as error:
+            missing.append(error)
+    if len(missing) == len(studies):
+        raise missing[0]
     said = f"entries delivered: {found.delivered}, still waiting: {found.waiting}; "
     said += f"runs set to their true state: {found.reconciled}"
     _print(asdict(found), said, as_json)
+
+
+@app.command()
+def doctor(
+    config: Config,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="take back dead workers' slots; set MLflow's states")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
+    from dataclasses import asdict
+
+    from study.doctor import examine
+    from study.live import doctor_table, progress_bars
+
+    loaded = _load(config, set_)
+    with progress_bars(_stderr()) as advance:
+        found = examine(loaded, fix=fix, progress=advance)
+    _print(asdict(found) | {"healthy": found.healthy}, doctor_table(found), as_json)
+    raise typer.Exit(DONE if found.healthy else MENDABLE)
+
+
+@app.command()
+def gc(
+    config: Config,
+    keep: Annotated[str, typer.Option(metavar="best:N", help="whose weights stay")] = "best:5",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would remove")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Remove weights and checkpoints nobody needs; never of baselines, finalists, the best."""
+    from dataclasses import asdict
+
+    from deepfake.config import UserError
+    from study.gc import collect
+    from study.live import gc_table
+
+    if (best := re.fullmatch(r"best:(\d+)", keep)) is None or int(best[1]) < 1:
+        raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
+    found = collect(_load(config, set_), int(best[1]), dry_run=dry_run)
+    _print(asdict(found), gc_table(found), as_json)
+    for line in found.failed:
+        _stderr().print(f"error: not removed: {line}")
+    raise typer.Exit(MENDABLE if found.failed else DONE)
 
 
 @app.command()
@@ -336,7 +766,15 @@ def ui(
 def main() -> None:
     """The console script: exit codes as the README has them, no traceback for what is mendable."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy in ("alembic", "mlflow", "matplotlib", "urllib3", "filelock"):
+    for noisy in (
+        "alembic",
+        "mlflow",
+        "matplotlib",
+        "urllib3",
+        "filelock",
+        "onnxscript",
+        "onnx_ir",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # deepfake.config takes pydantic, a tenth of a second: --help and a bad option do without
     try:
@@ -359,12 +797,38 @@ def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":
     return load_config(path, overrides or [], storage)
 
 
-def _prepare(config: "StudyConfig") -> Any:
+def _prepare(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:
+    """With the stores of all sides that the study's trials read, or of these."""
     from deepfake.prepare import prepare as prepare_data
     from study.live import progress_bars
 
     with progress_bars(_stderr()) as advance:
-        return prepare_data(config.data, config.sides_px, progress=advance)
+        sides_px = config.sides_px if sides is None else sides
+        return prepare_data(config.data, sides_px, progress=advance)
+
+
+def _shown(set_: list[str] | None) -> list[str]:
+    """The --set options that commands and messages repeat.
+
+    The storage may hold a password: workers get it from the environment, no message shows it.
+    """
+    overrides = [e for e in set_ or [] if e.partition("=")[0].strip() != "study.storage"]
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+def _again(command: str, config: Path, set_: list[str] | None) -> str:
+    return shlex.join(["deepfake-study", command, str(config), *_shown(set_)])
+
+
+def _say_what_is_left(slots: "Slots", again: str) -> None:
+    """And let workers run, should the study be stopped."""
+    from study.by_hand import lift_stop
+
+    name, records = slots.config.name, slots.records()
+    if lift_stop(slots):
+        _stderr().print(f"study '{name}' was stopped by `stop`; it goes on")
+    left = sum(not record.finished for record in records)
+    _stderr().print(f"study '{name}': {left} of {len(records)} slots to run; {again}")
 
 
 def _worker_environment(storage: str) -> dict[str, str]:
@@ -384,13 +848,35 @@ def _say_how_it_ended(
         _stderr().print(
             f"entries that wait for MLflow: {ended.undelivered}; once it is back: {deliver}"
         )
+    if ended.halted is not None and not ended.finished:
+        _stderr().print(f"{ended.halted}; continue with: {again}")
+        return DONE
     if ended.signal is not None:
         _stderr().print(f"stopped; continue with: {again}")
         return 128 + ended.signal
     if ended.worst and not ended.finished:
         _stderr().print(f"a worker ended with exit code {ended.worst}: {ended.last_words}")
         return ended.worst
+    if not ended.finished:  # enqueued behind the workers' last look
+        _stderr().print(f"slots were added as the workers ended; continue with: {again}")
+        return DONE
     return FAILED_SLOTS if any(record.state == "failed" for record in ended.records) else DONE
+
+
+def _predictions_table(faces: "list[Prediction]") -> "RenderableType":
+    from rich.table import Table
+
+    table = Table()
+    columns = ["picture", "box", "P(fake)", "verdict"]
+    columns += ["note"] * any(face.note for face in faces)
+    for column in columns:
+        table.add_column(column, justify="right" if column == "P(fake)" else "left")
+    for face in faces:
+        box = "whole" if face.box is None else ", ".join(f"{value:g}" for value in face.box)
+        style = "red" if face.verdict == "fake" else None
+        cells = (face.picture, box, f"{face.probability:.3f}", face.verdict, face.note or "")
+        table.add_row(*cells[: len(columns)], style=style)
+    return table
 
 
 def _warn(message: str) -> None:

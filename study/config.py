@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,14 +20,16 @@ from pydantic import (
     model_validator,
 )
 
-from deepfake.baselines import Baselines
+from deepfake.baselines import Baseline, Baselines
 from deepfake.config import (
     AbsolutePath,
+    Augment,
     DataConfig,
     Frozen,
     Hyperparameters,
     TrainConfig,
     TrainSettings,
+    Unset,
     UserError,
     Variant,
     absolute,
@@ -82,14 +84,17 @@ class Space(Frozen):
     lr: Drawn
     weight_decay: Drawn
     dropout: Drawn
+    # times each p of augment; no parameter of a study that does not draw it
+    augment_p: Drawn = Field(default=1.0, exclude_if=lambda value: value == 1.0)
 
     @model_validator(mode="after")
     def _each_end_is_possible(self) -> "Space":
         """Both ends of every range must be hyperparameters that a training takes."""
         if len(set(self.variant)) < len(self.variant):
             raise ValueError(f"variant: {list(self.variant)} names one twice")
+        every = {**self.drawn(), "augment_p": self.augment_p}
         for end in ("low", "high"):
-            values = {name: getattr(d, end, d) for name, d in self.drawn().items()}
+            values = {name: getattr(d, end, d) for name, d in every.items()}
             try:
                 Hyperparameters(variant=self.variant[0], **values)
             except ValidationError as error:
@@ -99,7 +104,8 @@ class Space(Frozen):
         return self
 
     def drawn(self) -> dict[str, Drawn]:
-        return {"lr": self.lr, "weight_decay": self.weight_decay, "dropout": self.dropout}
+        drawn = {"lr": self.lr, "weight_decay": self.weight_decay, "dropout": self.dropout}
+        return drawn | ({"augment_p": self.augment_p} if isinstance(self.augment_p, Range) else {})
 
     def problem_with(self, params: Hyperparameters) -> str | None:
         """Why params are outside this space, or None if they are in it."""
@@ -114,13 +120,25 @@ class Space(Frozen):
         return None
 
 
+Objective = Literal["val_loss", "robust_val_loss"]
+OBJECTIVES = {  # as a sentence names them
+    "val_loss": "validation loss",
+    "robust_val_loss": "validation loss under corruptions",
+}
+
+
 class SearchConfig(Frozen):
     """The budget and how it is spent."""
 
     n_trials: PositiveInt  # slots, the baselines among them
+    objective: Objective = "val_loss"  # the monitor: robust_val_loss is under fixed corruptions
     seed: NonNegativeInt = 0
+    sampler: Literal["tpe", "random"] = "tpe"  # random: the control that shows what TPE is worth
     storage: SecretStr  # sqlite:///path or postgresql+psycopg://...; may hold a password
     checkpoints_dir: AbsolutePath = Path("mlruns/checkpoints")  # what a killed slot resumes from
+    # On curves replayed by four workers, seeds 0 to 19 (scripts/benches/pruning.py): patience 1, 2
+    # and 3 leave 62, 83 and 92 % of the epochs; 1 prunes the best of half the recorded curves in
+    # 7 of 60 replays, 2 in none. One peer or five: 82 to 86 % of the epochs, no best pruned.
     prune_min_peers: PositiveInt = 2  # finished peers of the variant before anything is pruned
     prune_patience: PositiveInt = 2  # epochs without improvement before pruning may strike
     max_attempts: PositiveInt = 2  # of a slot that raises; a killed one is tried again
@@ -178,15 +196,32 @@ class StudyConfig(Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,79}$")]
     data: DataConfig
     train: TrainSettings = TrainSettings()
+    augment: Augment | None = Unset  # of drawn trials' training pictures
     space: Space
     study: SearchConfig
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     baselines: Baselines
 
     def train_config(self, params: Hyperparameters, *, fixed: bool) -> TrainConfig:
-        """A trial's training. A fixed one is a baseline: fp32 always, as the report's."""
+        """A trial's training. A fixed one is a baseline: in fp32 and unaugmented, as the report's.
+
+        A frozen backbone's is not augmented either: its features are computed once.
+        """
         settings = self.train.model_copy(update={"precision": "fp32"}) if fixed else self.train
-        return TrainConfig(**settings.model_dump(), **params.model_dump())
+        whole = TrainConfig(**settings.model_dump(), **params.model_dump())
+        if self.augment is None or fixed or params.variant == "mobilenet_v2_frozen":
+            return whole
+        p = params.augment_p
+        if p is None:
+            p = 1.0 if isinstance(self.space.augment_p, Range) else self.space.augment_p
+        return whole.model_copy(update={"augment": self.augment.scaled(p)})
+
+    def baseline_params(self, baseline: Baseline) -> Hyperparameters:
+        """What its slot is given: where augment_p is drawn, 0."""
+        # a trial without it would make TPE model augment_p apart from the others
+        if "augment_p" not in self.space.drawn():
+            return baseline.params
+        return baseline.params.model_copy(update={"augment_p": 0.0})
 
     @property
     def sides_px(self) -> tuple[int, ...]:
@@ -198,6 +233,15 @@ class StudyConfig(Frozen):
     def checkpoints_dir(self) -> Path:
         return self.study.checkpoints_dir / self.name
 
+    @field_validator("name")
+    @classmethod
+    def _no_final(cls, name: str) -> str:
+        if name.endswith(FINAL):
+            raise ValueError(f"'{name}' is what evaluate calls the finalists of another study")
+        if name.endswith(LEAKS):
+            raise ValueError(f"'{name}' is what audit --leak calls its trainings")
+        return name
+
     @model_validator(mode="after")
     def _whole(self) -> "StudyConfig":
         baselines = self.baselines.baselines
@@ -207,23 +251,79 @@ class StudyConfig(Frozen):
                 "which are its first slots"
             )
         for baseline in baselines:
-            if problem := self.space.problem_with(baseline.params):
+            if problem := self.space.problem_with(self.baseline_params(baseline)):
                 raise ValueError(
                     f"space: baseline '{baseline.name}' is outside: {problem}; widen the space or "
                     "name another baselines file"
                 )
         return self
 
+    @model_validator(mode="after")
+    def _augment_has_its_place(self) -> "StudyConfig":
+        if self.augment is None and self.space.augment_p != 1.0:
+            raise ValueError(
+                "space.augment_p: there is no section 'augment' whose p it could scale"
+            )
+        if self.augment is not None and self.space.variant == ("mobilenet_v2_frozen",):
+            raise ValueError(
+                "augment: the only variant, mobilenet_v2_frozen, sees each face once and can't be "
+                "augmented; leave the section out"
+            )
+        for baseline in self.baselines.baselines:
+            if baseline.params.augment_p is not None:
+                raise ValueError(
+                    f"baselines: '{baseline.name}' names augment_p; baselines are not augmented"
+                )
+        return self
+
+
+FINAL = "-final"  # behind a study's name: its finalists, trained again
+LEAKS = ("-leak-photo", "-leak-face")  # a baseline on data split anew, to price a leak
+
+
+def final_of(config: StudyConfig) -> StudyConfig:
+    """The study of config's finalists, in the same stores."""
+    return config.model_copy(update={"name": config.name + FINAL})
+
+
+def is_final(config: StudyConfig) -> bool:
+    return config.name.endswith(FINAL)
+
+
+def is_leak(config: StudyConfig) -> bool:
+    return config.name.endswith(LEAKS)
+
+
+def leak_name(name: str, group_by: Literal["photo", "face"]) -> str:
+    """What the study is called that trains a baseline on the data split so."""
+    return f"{name}-leak-{group_by}"
+
+
+def of_reruns(config: StudyConfig) -> list[StudyConfig]:
+    """The studies beside it that may be there, by name: their data are not set."""
+    return [config.model_copy(update={"name": config.name + end}) for end in (FINAL, *LEAKS)]
+
+
+def has_reruns_alone(config: StudyConfig) -> bool:
+    """Whether its slots are given, none of them drawn: they have no part in a budget."""
+    return config.name.endswith((FINAL, *LEAKS))
+
 
 def fingerprint(config: StudyConfig, prepared: "Prepared", weights_sha256: str) -> dict[str, Any]:
     """What must not change while a study runs, by dotted key. No paths, budget or places."""
     train = config.train.model_dump(mode="json", exclude={"weights"})
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
+    if config.augment is not None:
+        settings["augment"] = config.augment.model_dump(mode="json")
+    if config.study.objective != "val_loss":  # studies from before there was another match
+        settings["study"] = {"objective": config.study.objective}
     baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
     return {
-        **dict(_flatten(settings)),
-        **{f"baselines.{key}": value for key, value in _flatten(baselines)},
+        **dict(flattened(settings)),
+        **{f"baselines.{key}": value for key, value in flattened(baselines)},
         "study.seed": config.study.seed,
+        # a control alone: the studies before it had no such key
+        **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
         "train.weights (sha256)": weights_sha256,
         "data faces.csv (sha256)": prepared.faces_sha256,  # its labels
         "data splits.csv (sha256)": prepared.splits_sha256,
@@ -237,10 +337,11 @@ def public_yaml(config: StudyConfig) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flattened(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Every value with its dotted key."""
     for key, value in document.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

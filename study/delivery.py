@@ -157,6 +157,14 @@ class SyncResult:
     waiting: int  # entries: another process is delivering them
     reconciled: int  # runs that were in another state than the study database says
 
+    def __add__(self, other: "SyncResult") -> "SyncResult":
+        """Of both studies."""
+        return SyncResult(
+            self.delivered + other.delivered,
+            self.waiting + other.waiting,
+            self.reconciled + other.reconciled,
+        )
+
 
 def sync(config: StudyConfig) -> SyncResult:
     """Deliver what workers left in the spool, and give every run its true state.

@@ -1,14 +1,21 @@
 """Figures that the MLflow UI shows as pictures, without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from deepfake.config import LABELS
 from deepfake.fit import EpochStats
 from deepfake.metrics import ConfusionMatrix
+from study.gallery import Gallery
+from study.robustness import kinds, steps
+
+_COLUMNS = 6  # of a gallery
 
 
 def confusion_figure(matrix: ConfusionMatrix, split: str) -> Figure:
@@ -18,6 +25,27 @@ def confusion_figure(matrix: ConfusionMatrix, split: str) -> Figure:
     display = ConfusionMatrixDisplay(np.array(matrix.rows()), display_labels=LABELS)
     display.plot(ax=axes, cmap="Blues", colorbar=False, values_format="d")
     axes.set(title=split, xlabel="predicted", ylabel="true")
+    return figure
+
+
+def corruptions_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy and AUC by level, a line a model, a column a kind; rows: of study.robustness."""
+    of_kind = kinds(rows)
+    figure = Figure(figsize=(2.4 * len(of_kind), 5), layout="constrained")
+    grid = figure.subplots(2, len(of_kind), sharex="col", sharey="row", squeeze=False)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for figure_name, line in zip(("accuracy", "auc"), grid, strict=True):
+        for kind, axes in zip(of_kind, line, strict=True):
+            for model in models:
+                of_level = steps(rows, model, kind)
+                role = next(iter(of_level.values()))["role"]
+                values = [row[figure_name] for row in of_level.values()]
+                style = ":" if role == "baseline" else "-"
+                axes.plot(list(of_level), values, style, marker="o", label=model)
+        line[0].set(ylabel=f"test {figure_name}")
+    for kind, axes in zip(of_kind, grid[-1], strict=True):
+        axes.set(xlabel=kind)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -34,3 +62,56 @@ def curves_figure(history: Sequence[EpochStats]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return figure
+
+
+def curve_figures(models: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """By file name: ROC, precision-recall and reliability of models as study.curves has them."""
+    names = ("roc.png", "precision_recall.png", "reliability.png")
+    sizes = ((5.5, 5), (5.5, 5), (10, 5))
+    figures = {
+        name: Figure(figsize=size, layout="constrained")
+        for name, size in zip(names, sizes, strict=True)
+    }
+    of_roc, of_recall = (figures[name].subplots() for name in names[:2])
+    before, after = figures["reliability.png"].subplots(1, 2, sharey=True)
+    for model in models:
+        of_roc.step(*_points(model["roc"]), where="post", label=model["model"])
+        of_recall.step(*_points(model["precision_recall"]), where="pre", label=model["model"])
+        for axes, when in ((before, "before"), (after, "after")):
+            x, y = _points(model["reliability"][when])
+            axes.plot(x, y, marker="o", markersize=4, label=model["model"])
+    _finish(of_roc, "false alarms (share of reals)", "fakes found", diagonal=True)
+    _finish(of_recall, "fakes found (recall)", "precision")
+    for axes, when in ((before, "before"), (after, "after")):
+        _finish(axes, "mean P(fake) of a bin", "share of fakes", diagonal=True)
+        axes.set_title(f"{when} temperature scaling")
+    return figures
+
+
+def gallery_figure(gallery: Gallery, pictures: Sequence[Image.Image | None]) -> Figure:
+    """A contact sheet, in the order of the gallery's faces; None: a picture that is gone."""
+    rows = max(1, -(-len(pictures) // _COLUMNS))
+    figure = Figure(figsize=(1.6 * _COLUMNS, 1.95 * rows + 0.5), layout="constrained")
+    figure.suptitle(f"{gallery.model}: {gallery.title}, {gallery.errors} faces")
+    cells = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for cell in cells:
+        cell.set_axis_off()
+    for cell, face, picture in zip(cells, gallery.faces, pictures, strict=False):
+        cell.set_title(
+            f"P(fake) {face.p_fake:.3f}, {face.face_px:.0f} px\n{face.cutted_name}", fontsize=6
+        )
+        if picture is not None:
+            cell.imshow(picture)
+    return figure
+
+
+def _points(curve: Mapping[str, list[float]]) -> tuple[list[float], list[float]]:
+    return curve["x"], curve["y"]
+
+
+def _finish(axes: Axes, x: str, y: str, *, diagonal: bool = False) -> None:
+    if diagonal:
+        axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -19,6 +19,10 @@ from study.worker import worker_name
 
 log = logging.getLogger(__name__)
 
+STOPPING = (
+    "stopping: the epochs under way are dropped; Ctrl-C again stops at once; the same command "
+    "continues after both"
+)
 LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
 
 
@@ -50,17 +54,23 @@ def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
     no longer matters.
     """
     passed_on, deadline = 0, math.inf
+    without_a_signal = False
     with lookout.looking():
         while workers.poll():
-            if lookout.finished and deadline == math.inf:
+            if not lookout.finished:  # or no longer: it was given more slots
+                deadline = math.inf
+            elif deadline == math.inf:
                 workers.drop_waiting()
                 deadline = time.monotonic() + LINGER_S
             if time.monotonic() > deadline:
                 workers.end(signal.SIGTERM)
                 deadline = time.monotonic() + LINGER_S
-            # a parent that went away asks without a signal
-            while passed_on < max(stop.count, int(stop.asked())):
+            # a parent that went away asks without a signal, as a time that is over does
+            without_a_signal |= stop.asked() and stop.count == 0
+            while passed_on < stop.count + int(without_a_signal):
                 passed_on += 1
+                if passed_on == 1:
+                    log.warning(STOPPING)
                 workers.end(stop.number or signal.SIGTERM)
 
 

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from deepfake.baselines import Baselines, load_baselines
-from deepfake.config import ConfigError, Frozen, absolute
+from deepfake.config import JSONS, JSONS_BY_SPLIT, ConfigError, Frozen, absolute
 from study.config import StudyConfig
+
+UNION_MEMBERS = ("number", "range", JSONS, JSONS_BY_SPLIT)  # in pydantic's errors; no keys
 
 # What other tools call our keys: difflib alone would not find them.
 SYNONYMS = {
@@ -47,17 +49,13 @@ def load_config(
         _set(document, "study.storage", storage)
     for override in overrides:
         _override(document, override)
-    baselines = document.get("baselines")
-    if not isinstance(baselines, str):
-        shown = repr(baselines)[:80]
-        raise ConfigError(f"{path}: 'baselines' must be the path of a YAML, not {shown}")
-    document["baselines"] = load_baselines(_absolute(baselines))
+    document["baselines"] = _baselines(path, document)
     try:
         config = StudyConfig.model_validate(document)
     except ValidationError as error:
         # an unknown key first: what it left unset is only a consequence
         errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise ConfigError(f"{path}: {_explain(errors[0])}") from None
+        raise ConfigError(f"{path}: {explain(errors[0])}") from None
     weights = config.train.weights
     if weights in ("imagenet", "none"):
         return config
@@ -68,6 +66,25 @@ def load_config(
         )
     train = config.train.model_copy(update={"weights": str(file)})
     return config.model_copy(update={"train": train})
+
+
+def load_published(path: Path, overrides: Sequence[str] = ()) -> Baselines:
+    """What a study's YAML names as baselines, though its data and weights may be elsewhere.
+
+    Raises ConfigError as load_config does.
+    """
+    document = _read_yaml(path)
+    for override in overrides:
+        _override(document, override)
+    return _baselines(path, document)
+
+
+def _baselines(path: Path, document: dict[str, Any]) -> Baselines:
+    baselines = document.get("baselines")
+    if not isinstance(baselines, str):
+        shown = repr(baselines)[:80]
+        raise ConfigError(f"{path}: 'baselines' must be the path of a YAML, not {shown}")
+    return load_baselines(_absolute(baselines))
 
 
 def _absolute(path: str) -> Path:
@@ -140,16 +157,15 @@ def _suggest(unknown: str) -> str:
     last = SYNONYMS.get(last, last)
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
-    for names in (siblings, anywhere):
-        if near := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
+    for names, cutoff in ((siblings, 0.6), (anywhere, 0.7)):  # "colour" is no "blur"
+        if near := difflib.get_close_matches(last, names, n=1, cutoff=cutoff):
             return f"did you mean '{names[near[0]]}'?"
     return f"known here: {', '.join(siblings)}"
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
     """One line from pydantic's error: dotted key, what is wrong, the value."""
-    # union members are no keys of the YAML
-    key = ".".join(str(part) for part in error["loc"] if part not in ("number", "range"))
+    key = ".".join(str(part) for part in error["loc"] if part not in UNION_MEMBERS)
     if error["type"] == "extra_forbidden":
         return f"unknown key '{key}'; {_suggest(key)}"
     if error["type"] == "missing":

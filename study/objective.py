@@ -1,28 +1,43 @@
 """One trial, on one screen."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepfake.augment import augmented
 from deepfake.checkpoint import Checkpoints
 from deepfake.config import Split, TrainConfig
-from deepfake.fit import EpochStats, FitResult, fit
-from deepfake.models import build_model, load_weights
+from deepfake.corruptions import robust_faces
+from deepfake.features import Features, ensure_features, robust_features
+from deepfake.fit import EpochStats, Feed, FitResult, fit
+from deepfake.models import (
+    build_head,
+    build_model,
+    frozen_backbone,
+    load_weights,
+    whole_state,
+)
+from deepfake.parallel import Progress
 from deepfake.prepare import Prepared
-from deepfake.seeds import derive_seed
 from deepfake.store import Faces, ensure_store
-from study.config import StudyConfig, public_yaml
+from study.by_hand import check_stopped
+from study.config import Objective, StudyConfig, flattened, is_leak, public_yaml
 from study.lease import Lease
-from study.records import State
+from study.records import DIVERGED, LastEpoch, Stage, State
 from study.slots import Slot, Slots
 from study.space import suggest
 from study.spool import SlotRun, run_name
 
 log = logging.getLogger(__name__)
+
+NOTE_S = 2.0  # between two notes in the study database of how far features are
 
 
 @dataclass
@@ -32,7 +47,9 @@ class Inputs:
     prepared: Prepared
     weights: dict[str, Tensor] | None
     weights_sha256: str
+    objective: Objective = "val_loss"
     _faces: dict[tuple[Split, int], Faces] = field(default_factory=dict)
+    _backbone: nn.Module | None = None  # the frozen one
 
     @classmethod
     def load(
@@ -41,19 +58,61 @@ class Inputs:
         prepared: Prepared,
         pretrained: tuple[dict[str, Tensor] | None, str] | None = None,
     ) -> "Inputs":
-        """pretrained: what load_weights gave, if it ran. Builds a store that is missing.
+        """pretrained: what load_weights gave, if it ran. Builds a store that is missing; of a
+        leak's arm only once it is read, for one baseline needs one.
 
         Raises ConfigError or DataError.
         """
         weights, weights_sha256 = pretrained or load_weights(config.train.weights)
-        for side in config.sides_px:
+        for side in () if is_leak(config) else config.sides_px:
             ensure_store(prepared.work_dir, side, prepared.crops_sha256)
-        return cls(prepared, weights, weights_sha256)
+        return cls(prepared, weights, weights_sha256, config.study.objective)
 
     def faces(self, split: Split, side: int) -> Faces:
         if (split, side) not in self._faces:
+            ensure_store(self.prepared.work_dir, side, self.prepared.crops_sha256)
             self._faces[split, side] = Faces.load(self.prepared.work_dir, split, side)
         return self._faces[split, side]
+
+    def robust(self, side: int) -> Faces | None:
+        """The validation faces under corruptions, where their loss is the objective."""
+        return robust_faces(self.faces("val", side)) if self.objective != "val_loss" else None
+
+    def material(
+        self,
+        train: TrainConfig,
+        device: torch.device,
+        tick: Callable[[], None],
+        progress: Progress,
+    ) -> "Material":
+        """What a trial trains, and on what. tick, progress: called as features are computed."""
+        side = train.side_px
+        fit_on, held_out = self.faces("train", side), self.faces("val", side)
+        robust = self.robust(side)
+        if train.variant != "mobilenet_v2_frozen":
+            fit_on = augmented(fit_on, train.augment)
+            return Material(fit_on, held_out, robust, lambda: build_model(train, self.weights))
+        backbone = self._backbone = self._backbone or frozen_backbone(self.weights)
+        work_dir, where = self.prepared.work_dir, (backbone, device, tick, progress)
+        path = ensure_features(work_dir, side, *where)
+        return Material(
+            Features.load(path, work_dir, "train", side, fit_on.labels),
+            Features.load(path, work_dir, "val", side, held_out.labels),
+            None if robust is None else robust_features(robust, work_dir, *where),
+            build=lambda: build_head(train),
+            whole=partial(whole_state, backbone),
+        )
+
+
+@dataclass(frozen=True)
+class Material:
+    """A frozen backbone's trials train their head alone, on what it gave for each face."""
+
+    train: Feed
+    val: Feed
+    robust: Feed | None  # whose loss is the monitor
+    build: Callable[[], nn.Module]
+    whole: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state  # to be logged
 
 
 @dataclass(frozen=True)
@@ -76,7 +135,7 @@ class Outcome:
     """How a trial ended."""
 
     state: State
-    val_loss: float | None  # of the best epoch
+    value: float | None  # the objective's, of the best epoch
     reason: str | None = None
 
 
@@ -85,57 +144,104 @@ def run_trial(
 ) -> Outcome:
     """Train what the slot draws, from its checkpoint if it has one. Does not tell the study.
 
-    Raises SlotLost if the slot was given to another worker meanwhile, and what check_stop does.
+    Raises SlotLost if the slot was given to another worker meanwhile, StudyStopped behind an epoch
+    if the study was stopped, and what check_stop does.
     """
     slot, config = attempt.slot, attempt.config
-    train = config.train_config(suggest(slot.trial, config.space), fixed=slot.fixed)
+    params = suggest(slot.trial, config.space)
+    train = config.train_config(params, fixed=slot.baseline is not None)
     begin_run(attempt, train, tags(inputs, train, device))
-    val = inputs.faces("val", train.side_px)
     resume = resumed(attempt)
     epochs_before = len(resume["history"]) if resume else 0
+    epoch_ended = False  # since the last look whether the study was stopped
 
-    def on_batch(done: int, total: int) -> None:
+    def tick(done: int = 0, total: int = 0) -> None:
+        nonlocal epoch_ended
         check_stop()
         attempt.lease.progress()
+        if epoch_ended:  # saved and reported, and training goes on: not behind a slot's last
+            epoch_ended = False
+            check_stopped(attempt.slots)
 
     def save(epoch: int, state: dict[str, Any]) -> None:
         attempt.lease.confirm()
         attempt.checkpoints.save(epoch, state)
 
     def on_epoch(stats: EpochStats) -> bool:
-        attempt.slots.report(slot, stats.epoch, stats.val_loss)
+        nonlocal epoch_ended
+        beside = LastEpoch(stats.train_loss, stats.images_per_s)
+        attempt.slots.report(slot, stats.epoch, stats.monitor, beside)
         attempt.run.log_epoch(stats)
         if stats.epoch >= epochs_before:
+            epoch_ended = True
             where = f"slot {slot.number} attempt {slot.attempt} epoch {stats.epoch}"
-            log.info("%s val_loss %.4f", where, stats.val_loss)
+            log.info("%s %s %.4f", where, config.study.objective, stats.monitor)
         plateaued = stats.plateaued(config.study.prune_patience)
         return slot.fixed or not (plateaued and slot.trial.should_prune())
 
+    material = inputs.material(train, device, tick, _Embedding(attempt))
     result = fit(
-        lambda: build_model(train, inputs.weights),
-        inputs.faces("train", train.side_px),
-        val,
+        material.build,
+        material.train,
+        material.val,
         train,
-        seed=derive_seed(config.study.seed, slot.number),
+        seed=slot.training_seed(config.study.seed),
         device=device,
         on_epoch=on_epoch,
-        on_batch=on_batch,
+        robust=material.robust,
+        on_batch=tick,
         resume=resume,
         save=save,
     )
     attempt.lease.confirm()
-    attempt.run.log_result(result, val.labels)
+    if result.best_state is not None:
+        result = replace(result, best_state=material.whole(result.best_state))
+    attempt.run.log_result(result, material.val.labels)
     return judge(slot, result)
+
+
+class _Embedding:
+    """Says in the log and to those who watch the study how far features are."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._first: tuple[str, int, float] | None = None  # stage, done, at
+        self._noted = -math.inf
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        log.info("%s: %d of %d", stage, done, total)
+        now, left = time.monotonic(), None
+        if self._first is None or self._first[0] != stage or done <= self._first[1]:
+            self._first = (stage, done, now)
+        else:  # the first chunk was warming up, or another's
+            left = (now - self._first[2]) * (total - done) / (done - self._first[1])
+        if now - self._noted > NOTE_S or done == total:
+            self._noted = now
+            self._attempt.slots.note_stage(self._attempt.slot, Stage(done, total, left))
 
 
 def begin_run(attempt: Attempt, train: TrainConfig, tags: Mapping[str, str]) -> None:
     """What a slot's MLflow run says from its start."""
     slot = attempt.slot
+    augment = ""
+    if attempt.config.augment and slot.baseline is None and train.variant == "mobilenet_v2_frozen":
+        augment = "not done: a frozen backbone sees each face once"
+        log.info("slot %d: augment is %s", slot.number, augment)
     settings = train.model_dump(mode="json", exclude={"image_size"})
+    name, of_search = run_name(slot.number, slot.baseline, train), {}
+    if (rerun := slot.rerun) is not None:
+        name = f"{rerun.model} seed {rerun.seed}"
+        of_search = {"search_slot": str(rerun.slot), "seed": str(rerun.seed)}
     attempt.run.start(
-        name=run_name(slot.number, slot.baseline, train),
-        params={**settings, "image_size": train.side_px},
-        tags={**tags, "variant": train.variant, "baseline": slot.baseline or ""},
+        name=name,
+        params={**dict(flattened(settings)), "image_size": train.side_px},
+        tags={
+            **tags,
+            "variant": train.variant,
+            "baseline": slot.baseline or "",
+            "augment": augment,
+            **of_search,
+        },
         files={"config.yaml": public_yaml(attempt.config)},
     )
 
@@ -161,7 +267,7 @@ def resumed(attempt: Attempt) -> dict[str, Any] | None:
 
 def judge(slot: Slot, result: FitResult) -> Outcome:
     """What the end of a training means for its slot."""
-    best = result.best.val_loss if result.best else None
+    best = result.best.monitor if result.best else None
     epochs = len(result.history)
     match result.ended:
         case "max_epochs" | "early_stop":
@@ -170,7 +276,7 @@ def judge(slot: Slot, result: FitResult) -> Outcome:
             reason = f"behind the median of its variant's peers after {epochs} epochs"
             return Outcome("pruned", best, reason)
         case "diverged":
-            reason = f"the loss was not finite behind {epochs} finite epochs"
+            reason = f"{DIVERGED} behind {epochs} finite epochs"
             return Outcome("failed" if slot.fixed else "pruned", best, reason)
         case _:
             raise AssertionError(result.ended)

@@ -45,13 +45,14 @@ class Placement:
     """The launcher and its options; None is the launcher's default."""
 
     launcher: Launcher
-    workers: int | None
-    workers_per_gpu: int | None
-    slurm: tuple[str, ...]
-    detach: bool
-    ray_address: str | None
-    gpus_per_worker: float | None
-    grace_s: float
+    workers: int | None = None
+    workers_per_gpu: int | None = None
+    slurm: tuple[str, ...] = ()
+    detach: bool = False
+    ray_address: str | None = None
+    gpus_per_worker: float | None = None
+    grace_s: float = GRACE_S
+    timeout_s: float | None = None  # from the workers' start to their clean end
 
     @property
     def local(self) -> bool:
@@ -80,6 +81,7 @@ class Placement:
             ("--ray-address", self.ray_address),
             ("--gpus-per-worker", self.gpus_per_worker),
             ("--grace", None if self.grace_s == GRACE_S else f"{self.grace_s:g}s"),
+            ("--timeout", None if self.timeout_s is None else f"{self.timeout_s:.15g}s"),
         ]
         return [str(part) for pair in given if pair[1] is not None for part in pair]
 
@@ -89,6 +91,11 @@ class Placement:
         for option, owner in OWNERS.items():
             if option in given and owner != self.launcher:
                 raise UserError(f"{option} is for --launcher {owner}, not {self.launcher}")
+        if self.detach and self.timeout_s is not None:
+            raise UserError(
+                "--timeout needs a run that waits, not --detach; end the study with: "
+                "deepfake-study stop CONFIG"
+            )
         match self.launcher:
             case Launcher.LOCAL:
                 gpus = self.local_gpus(env)  # may refuse

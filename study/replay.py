@@ -55,9 +55,12 @@ class Replay:
         """
         with self.tracker.reached():
             runs = self.tracker.runs()
-            records = self.slots.records()  # behind the runs: of each there is a slot
+            records = (
+                self.slots.records()
+            )  # behind the runs: of each there is a slot, or never was
             left = {journal.slot for journal in self.spool.journals()}
-            doubtful = {n for n, run in runs.items() if _differs(run, records[n])} | left
+            doubtful = {n for n in runs.keys() | left if n < len(records)}
+            doubtful = {n for n in doubtful if n in left or differs(runs[n], records[n])}
             mended = sum(self._settle(slot) for slot in sorted(doubtful))
             finished = all(record.finished for record in records)
             self.tracker.end_study(finished)
@@ -140,13 +143,13 @@ class Replay:
                 return False
             record = self.slots.records()[slot]  # now: what is said later waits for the lock
             run = self.tracker.find_run(slot)
-            if differs := run is not None and _differs(run, record):
+            if differed := run is not None and differs(run, record):
                 now_ms = int(time.time() * 1000)
                 self.tracker.end_run(run, record.state, _reason(record), now_ms)
             if record.finished:  # its worker was killed before it could say so
                 for journal in self.spool.journals_of(slot):
                     journal.remove()
-            return differs
+            return differed
 
     @contextmanager
     def _alone(self, slot: int) -> Iterator[bool]:
@@ -154,7 +157,8 @@ class Replay:
         lock = self.spool.lock(f"slot_{slot:03d}")
         try:
             lock.acquire()
-        except (TimeoutError, FileNotFoundError):  # or the study ended, and its spool is gone
+        # or the study ended, and another worker removes its spool
+        except (TimeoutError, FileNotFoundError, FileExistsError):
             yield False
             return
         try:
@@ -163,7 +167,8 @@ class Replay:
             lock.release()
 
 
-def _differs(run: LoggedRun, record: SlotRecord) -> bool:
+def differs(run: LoggedRun, record: SlotRecord) -> bool:
+    """Whether the run is in another state than the study database says."""
     said = (run.status, run.tags.get("state"), run.tags.get("reason", ""))
     return said != (STATUS[record.state], record.state, _reason(record))
 

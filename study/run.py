@@ -1,19 +1,19 @@
 """One `run`: its workers started, watched, and how they ended."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from deepfake.checkpoint import check_writable
 from deepfake.config import UserError
 from deepfake.models import load_weights
 from deepfake.prepare import Prepared
+from study.by_hand import is_stopped
 from study.config import StudyConfig
 from study.delivery import check_tracking, sync
 from study.launch import outlives_its_parent, watch
-from study.lookout import Lookout
+from study.lookout import Lookout, View
 from study.objective import Inputs
 from study.place import Placement
 from study.records import SlotRecord
@@ -23,22 +23,13 @@ from study.stop import StopSignal
 from study.worker import study_fingerprint
 
 
-class View(Protocol):
-    """What shows the study while it runs."""
-
-    def __call__(self, finished_before: Sequence[SlotRecord], /) -> AbstractContextManager[object]:
-        """Show it while the block runs."""
-
-    def update(self, records: Sequence[SlotRecord]) -> None:
-        """The slots as they are now."""
-
-
 @dataclass(frozen=True)
 class Ended:
     """How the workers of a `run` ended."""
 
     records: list[SlotRecord]
     signal: int | None = None  # that stopped them
+    halted: str | None = None  # how a user had them end without one
     worst: int = 0  # exit code of a worker
     last_words: str = ""  # of one that ended so
     undelivered: int = 0  # entries that wait for MLflow
@@ -80,6 +71,8 @@ def run_workers(
         return Ended(before)
     stop = StopSignal(second_exits=False)
     stop.listen()
+    if placement.timeout_s is not None:
+        stop.end_after(placement.timeout_s)
     if not outlives_its_parent():
         stop.follow_parent(os.getppid())
     lookout = Lookout(slots, view.update)
@@ -92,9 +85,13 @@ def run_workers(
     stop.unlisten()
     with slots.impatient():
         records = slots.records()
+        halted = "stopped by --timeout" if stop.timed_out else None
+        if not stop.asked() and is_stopped(slots):
+            halted = "stopped by `stop`"
         undelivered = Spool.of(slots.config, slots.study_id).pending()
     if undelivered and not stop.asked() and all(record.finished for record in records):
         with suppress(UserError):  # what a worker had no time for; `sync` can be called again
             undelivered = sync(slots.config).waiting
     last_words = workers.last_words() if workers.worst else ""
-    return Ended(records, stop.number, workers.worst, last_words, undelivered)
+    signalled = None if stop.timed_out else stop.number
+    return Ended(records, signalled, halted, workers.worst, last_words, undelivered)

@@ -36,6 +36,7 @@ EPOCH_METRICS = (
     "train_accuracy",
     "val_loss",
     "val_accuracy",
+    "robust_val_loss",  # where it is the objective
     "lr",
     "seconds",
     "images_per_s",
@@ -157,7 +158,7 @@ class Spool:
 
     def journals(self) -> list[Journal]:
         """By slot and attempt."""
-        names = [_NAME.fullmatch(path.name) for path in self.folder.glob("slot_*.jsonl")]
+        names = [_NAME.fullmatch(path.name) for path in _files(self.folder)]
         return sorted(Journal(int(m[1]), int(m[2]), self.folder) for m in names if m)
 
     def journals_of(self, slot: int) -> list[Journal]:
@@ -177,12 +178,12 @@ class Spool:
         """Once a study has ended: remove what no journal needs any more."""
         if self.journals():
             return
-        for files_dir in self.folder.glob("*.files"):
-            if not files_dir.with_suffix(".jsonl").exists():
-                shutil.rmtree(files_dir, ignore_errors=True)
-        for kind in ("*.lock", "*.offset", "*.partial"):
-            for path in self.folder.glob(kind):
-                path.unlink(missing_ok=True)
+        for path in _files(self.folder):
+            match path.suffix:
+                case ".files" if not path.with_suffix(".jsonl").exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                case ".lock" | ".offset" | ".partial":
+                    path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: a worker has begun again
             self.folder.rmdir()
 
@@ -212,7 +213,8 @@ class SlotRun:
             self._file(file, text.encode())
 
     def log_epoch(self, stats: EpochStats) -> None:
-        metrics = {name: value for name, value in asdict(stats).items() if name in EPOCH_METRICS}
+        said = asdict(stats)
+        metrics = {name: said[name] for name in EPOCH_METRICS if said[name] is not None}
         self._append("epoch", epoch=stats.epoch, metrics=metrics)
 
     def log_result(self, result: FitResult, labels: Tensor) -> None:
@@ -222,6 +224,8 @@ class SlotRun:
         matrix = confusion_matrix(result.best_logits, labels)
         figures = measure(result.best_logits, labels).as_dict()
         metrics = {"best_val_loss": result.best.val_loss, "best_epoch": result.best.epoch}
+        if result.best.robust_val_loss is not None:
+            metrics["best_robust_val_loss"] = result.best.robust_val_loss
         metrics |= {f"best_val_{name}": value for name, value in figures.items()}
         self._append("metrics", metrics=metrics)
         self._file("val/confusion_matrix.json", json.dumps(matrix.rows()).encode())
@@ -274,6 +278,14 @@ class SlotRun:
 def run_name(slot: int, baseline: str | None, train: TrainConfig) -> str:
     """What a slot's run is called."""
     return f"baseline {baseline}" if baseline else f"{slot:03d} {train.variant} lr={train.lr:.1e}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Of a folder that another worker may remove at any moment: Path.glob raises then."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _png(figure: Figure) -> bytes:

@@ -16,12 +16,17 @@ class Stopped(Exception):
     """A signal asked for the end; the partial epoch is dropped."""
 
 
+class StudyStopped(Stopped):
+    """`stop` ended the study, on every machine, behind the epochs that were under way."""
+
+
 class StopSignal:
     """SIGINT and SIGTERM: the first asks for a clean end, the second ends a worker at once."""
 
     def __init__(self, *, second_exits: bool) -> None:
         self.number: int | None = None  # the first signal
         self.count = 0
+        self.timed_out = False  # no signal came: the time that was given was over
         self._second_exits = second_exits
 
     def listen(self) -> None:
@@ -43,6 +48,18 @@ class StopSignal:
 
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
+    def end_after(self, timeout_s: float) -> None:
+        """Ask for a clean end then, as a first signal does."""
+        until = time.monotonic() + timeout_s
+
+        def watch() -> None:
+            while (left := until - time.monotonic()) > 0:
+                time.sleep(min(left, POLL_S))
+            if self.number is None:
+                self.timed_out, self.number = True, signal.SIGTERM
+
+        threading.Thread(target=watch, name="timeout", daemon=True).start()
+
     def end_within(self, grace_s: float) -> None:
         """End the process when a clean end takes longer: a batch that hangs, a store away."""
 
@@ -61,7 +78,7 @@ class StopSignal:
 
     def check(self) -> None:
         if self.asked():
-            raise Stopped
+            raise Stopped("its time was over" if self.timed_out else "stopped by a signal")
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.count += 1

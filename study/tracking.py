@@ -5,28 +5,33 @@ import logging
 import sqlite3
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sqlalchemy.exc import SQLAlchemyError
-from torch import Tensor
+from torch import Tensor, nn
 
 from study.config import StudyConfig, TrackingError, public_yaml
 from study.origin import source_tags
 from study.records import State
 from study.slots import Slots
 from study.spool import EPOCH_METRICS, WEIGHTS, Spool
-from study.view import RUNS_VIEW, VIEW
+from study.view import VIEW, runs_view
+
+if TYPE_CHECKING:
+    from deepfake.export import ModelInfo
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -43,6 +48,7 @@ ENDED = ("FINISHED", "KILLED", "FAILED")
 OPEN_S = 120.0  # another process may be creating MLflow's tables
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # and again would be refused again
 AWAY = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
+REMOVED = ("weights", "removed by gc")  # a run's tag
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,8 @@ class Tracker:
     @contextmanager
     def reached(self) -> Iterator[None]:
         """TrackingError, one line, for whatever goes wrong between here and MLflow."""
-        try:
+        with _at(self.config.tracking.uri):
             yield
-        except AWAY as error:
-            uri = self.config.tracking.uri
-            raise TrackingError(f"tracking.uri: {uri}: {_one_line(error)}") from None
 
     # one slot's run being written; for callers within reached()
 
@@ -163,6 +166,12 @@ class Tracker:
             try:
                 path = self.client.download_artifacts(run_id, WEIGHTS, folder)
             except (MlflowException, OSError) as error:
+                tags = self.tags(run_id)
+                if tags.get(REMOVED[0]) == REMOVED[1]:
+                    raise TrackingError(
+                        f"slot {tags.get('slot')}: its weights were removed by deepfake-study gc; "
+                        "its figures stay in MLflow, other slots can be evaluated"
+                    ) from None
                 raise TrackingError(
                     f"run {run_id}: {WEIGHTS} can't be read ({_one_line(error)})"
                 ) from None
@@ -203,6 +212,82 @@ class Tracker:
             for name, content in files.items():
                 self._log_content(self.parent_id, name, content)
 
+    def register(
+        self, run_id: str, network: nn.Module, info: "ModelInfo", files: Sequence[Path]
+    ) -> str:
+        """The registry's URI of an exported model, logged as a traced graph (pt2, no pickle).
+
+        network: on the CPU, in eval mode. files: go along. What the run has registered already,
+        of the same weights, temperature and threshold, is not registered twice. Raises
+        TrackingError.
+        """
+        name = self.config.name
+        tags = {
+            "slot": str(info.trained.slot),
+            "weights_sha256": info.weights_sha256,
+            "temperature": repr(info.temperature),
+            "threshold": repr(info.threshold),
+        }
+        with self.reached():
+            with _unless_there():
+                self.client.create_registered_model(name)
+            versions = self.client.search_model_versions(f"name = '{name}'")
+            same = [v for v in versions if v.run_id == run_id and tags.items() <= v.tags.items()]
+            if same:
+                return f"models:/{name}/{same[0].version}"
+            logged = self._log_model(run_id, network, info, files)
+            # not models:/ID as its source: the SQL registry asks the global tracking URI for it
+            version = self.client.create_model_version(
+                name, logged.artifact_location, run_id, tags, model_id=logged.model_id
+            )
+        return f"models:/{name}/{version.version}"
+
+    def _log_model(
+        self, run_id: str, network: nn.Module, info: "ModelInfo", files: Sequence[Path]
+    ) -> LoggedModel:
+        import mlflow.pytorch  # seconds
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        # not mlflow.pytorch.log_model: it wants the run active, and so sets its status anew
+        logged = self.client.create_logged_model(self.experiment_id, info.variant, run_id)
+        faces, float32 = (-1, 3, info.side_px, info.side_px), np.dtype("float32")
+        signature = ModelSignature(
+            Schema([TensorSpec(float32, faces)]), Schema([TensorSpec(float32, (-1, 2))])
+        )
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of weights that are not on the CPU
+            mlflow.pytorch.save_model(
+                network,
+                f"{folder}/model",
+                mlflow_model=Model(logged.artifact_location, run_id, model_id=logged.model_id),
+                signature=signature,
+                input_example=np.zeros((2, *faces[1:]), np.float32),  # 1 would fix the batch at 1
+                serialization_format="pt2",
+                pip_requirements=[f"torch=={info.trained.torch.partition('+')[0]}"],
+                extra_files=[str(path) for path in files],
+            )
+            self.client.log_model_artifacts(logged.model_id, f"{folder}/model")
+        self.client.finalize_logged_model(logged.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return logged
+
+    def log_study_file(self, name: str, path: Path) -> None:
+        """On the parent run. Raises TrackingError if MLflow does not take it."""
+        with self.reached():
+            self.log_file(self.parent_id, name, path)
+
+    def study_text(self, name: str) -> str:
+        """A text file of the parent run. Raises TrackingError if it is not there."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self.client.download_artifacts(self.parent_id, name, folder)
+            except AWAY as error:
+                raise TrackingError(
+                    f"run {self.parent_id}: {name} can't be read ({_one_line(error)})"
+                ) from None
+            return Path(path).read_text(encoding="utf-8")
+
     def _log_content(self, run_id: str, name: str, content: str | Figure) -> None:
         if isinstance(content, Figure):
             self.client.log_figure(run_id, content, name)
@@ -216,7 +301,8 @@ class Tracker:
             location = None  # a server has an artifact store of its own
             if sqlite_path(self.config.tracking.uri) is not None:
                 location = (self.config.tracking.artifacts_dir / name).as_uri()
-            view = {f"mlflow.sharedViewState.{VIEW}": json.dumps(RUNS_VIEW)}
+            shown = runs_view(self.config.study.objective)
+            view = {f"mlflow.sharedViewState.{VIEW}": json.dumps(shown)}
             try:
                 return self.client.create_experiment(name, location, view)
             except MlflowException as error:
@@ -260,20 +346,66 @@ class Tracker:
         return found[0] if found else None
 
     def _search(self, where: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        ours = f"tags.study_id = '{self.study_id}' and {where}"
-        while True:
-            page = self.client.search_runs([self.experiment_id], ours, page_token=token)
-            found += page
-            if not (token := page.token):
-                return found
+        return _search(self.client, self.experiment_id, self.study_id, where)
 
     def _set_status(self, run_id: str, status: str, at_ms: int) -> None:
         if status in ENDED:
             self.client.set_terminated(run_id, status, at_ms)
         else:
             self.client.update_run(run_id, status)
+
+
+class Shelf:
+    """What MLflow holds of a study, looked at: unlike a Tracker it creates nothing."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, study_id: str, uri: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+        self.study_id = study_id
+        self.uri = uri
+
+    @classmethod
+    def of(cls, config: StudyConfig, study_id: str) -> Self | None:
+        """None if the study has no experiment there. Raises TrackingError."""
+        uri = config.tracking.uri
+        with _at(uri):
+            if (sqlite := sqlite_path(uri)) is not None and not _has_tables(sqlite):
+                return None  # a client would create them
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(config.name)
+            if experiment is None or experiment.lifecycle_stage == "deleted":
+                return None
+            return cls(client, str(experiment.experiment_id), study_id, uri)
+
+    def runs(self) -> list[LoggedRun]:
+        """Of slots, more than one of a slot if there are. Raises TrackingError."""
+        with _at(self.uri):
+            found = _search(self.client, self.experiment_id, self.study_id, "tags.slot != ''")
+            return [_logged(run) for run in found]
+
+    def weights_bytes(self, run_id: str) -> int:
+        """0 if the run has none. Raises TrackingError."""
+        with _at(self.uri):
+            folder = WEIGHTS.rpartition("/")[0]
+            files = self.client.list_artifacts(run_id, folder)
+            return sum(file.file_size or 0 for file in files if file.path == WEIGHTS)
+
+    def is_registered(self, run_id: str) -> bool:
+        """Whether a model of the registry came from the run. Raises TrackingError."""
+        with _at(self.uri):
+            return bool(self.client.search_model_versions(f"run_id = '{run_id}'"))
+
+    def remove_weights(self, run_id: str) -> None:
+        """For good; the run says so in a tag. Raises TrackingError, also if the store can't."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with _at(self.uri):
+            where = self.client.get_run(run_id).info.artifact_uri
+            store = get_artifact_repository(where, tracking_uri=self.uri)
+            self.client.set_tag(run_id, *REMOVED)  # first: a kill in between leaves no riddle
+            store.delete_artifacts(WEIGHTS)  # type: ignore[no-untyped-call]
+        if self.weights_bytes(run_id):  # not every kind of store deletes
+            raise TrackingError(f"run {run_id}: {where} does not delete {WEIGHTS}")
 
 
 def runs_page(config: StudyConfig) -> str:
@@ -320,6 +452,34 @@ def _create_tables(sqlite: Path) -> None:
     unfinished.replace(sqlite)
 
 
+def _has_tables(sqlite: Path) -> bool:
+    if not sqlite.is_file():
+        return False
+    with closing(sqlite3.connect(f"{sqlite.as_uri()}?mode=ro", uri=True)) as probe:
+        named = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
+        return probe.execute(named).fetchone() is not None
+
+
+def _search(client: MlflowClient, experiment_id: str, study_id: str, where: str) -> list[Run]:
+    found: list[Run] = []
+    token = None
+    while True:
+        ours = f"tags.study_id = '{study_id}' and {where}"
+        page = client.search_runs([experiment_id], ours, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+@contextmanager
+def _at(uri: str) -> Iterator[None]:
+    """TrackingError, one line, for whatever goes wrong between here and MLflow."""
+    try:
+        yield
+    except AWAY as error:
+        raise TrackingError(f"tracking.uri: {uri}: {_one_line(error)}") from None
+
+
 def _logged(run: Run) -> LoggedRun:
     return LoggedRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags))
 
@@ -332,6 +492,15 @@ def _unless_refused(run_id: str) -> Iterator[None]:
         if error.error_code not in REFUSED:
             raise
         log.warning("run %s: refused by MLflow: %s", run_id, _one_line(error))
+
+
+@contextmanager
+def _unless_there() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextmanager

@@ -15,19 +15,21 @@ import torch
 from deepfake.checkpoint import Checkpoints, check_writable
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
-from study.config import StudyConfig, fingerprint
+from study.by_hand import check_stopped
+from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
 from study.delivery import Delivery
 from study.lease import Lease
 from study.objective import Attempt, Inputs, Outcome, run_trial
 from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
-from study.slots import Slot, SlotLost, Slots, create_or_join
+from study.slots import NoStudy, Slot, SlotLost, Slots, create_or_join, join
 from study.spool import SlotRun, Spool, SpoolError
 from study.stop import Stopped, StopSignal, exit_within
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0  # between two looks for a slot that has come back
+POLL_S = 1.0  # between two looks for a slot that has come back, at least
+MAX_POLL_S = 5.0
 STALLED = 70  # exit code of a worker whose trial hung: a death, so that another takes its place
 
 
@@ -38,32 +40,61 @@ class TooManyFailed(Exception):
 def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[SlotRecord]:
     """Run slots of the study until none is left anywhere; the records of all of them.
 
-    Creates the study if it is not there, waits for its data if it is not prepared. Raises
-    Stopped after a signal, its slot freed for others, and TooManyFailed.
+    Creates the study if it is not there (one of reruns is evaluate's or audit's to create), waits
+    for its data if it is not prepared. Raises Stopped after a signal, StudyStopped after `stop`,
+    its slot freed for others, and TooManyFailed.
     """
     set_up(config, device)
     check_writable(config.checkpoints_dir)
     prepared = _wait_for_data(config, stop)
     inputs = Inputs.load(config, prepared)
     own = study_fingerprint(config, inputs)
+    if has_reruns_alone(config):
+        _check_reruns(config)
     slots = create_or_join(config, own, patient=True, hurried=stop.asked)
     worker = worker_name(os.getpid())
     with Delivery(config, slots, Spool.of(config, slots.study_id)) as delivery:
         while True:
             stop.check()
-            slots.repair()
-            records = slots.records()
+            looked = time.monotonic()
+            records = slots.repair()
             _stop_if_hopeless(config, records)
             if all(record.finished for record in records):
                 for record in records:  # of workers that were killed behind their result
                     checkpoints_of(slots, record.number).remove()
                 delivery.study_ended()
                 return records
-            slot = slots.claim(worker)
+            check_stopped(slots)
+            waiting = any(record.state == "waiting" for record in records)
+            slot = slots.claim(worker) if waiting else None
             if slot is None:  # a running one may still come back
-                time.sleep(POLL_S)
+                _pause(time.monotonic() - looked, stop)
                 continue
             _run_slot(slot, slots, delivery.spool, inputs, device, stop)
+
+
+def _check_reruns(config: StudyConfig) -> None:
+    """Raises NoStudy where there is none to train: an empty study would be over at once."""
+    try:
+        there = bool(join(config).records())
+    except NoStudy:
+        there = False
+    if not there:
+        raise NoStudy(
+            f"no study '{config.name}' with slots yet; begin it with: deepfake-study "
+            f"{'evaluate CONFIG --seeds N' if is_final(config) else 'audit CONFIG --leak'}"
+        )
+
+
+def _pause(look_s: float, stop: StopSignal) -> None:
+    """Between two looks at the study, of which the last took look_s: a tenth of the time, if more.
+
+    A look at 1,000 slots takes some tenths of a second, of the database's time too.
+    """
+    until = time.monotonic() + min(max(POLL_S, 9 * look_s), MAX_POLL_S)
+    while (left := until - time.monotonic()) > 0:
+        stop.check()
+        time.sleep(min(left, POLL_S))
 
 
 def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:
@@ -80,22 +111,6 @@ def set_up(config: StudyConfig, device: torch.device) -> None:
 def check_precision(config: StudyConfig, device: torch.device) -> None:
     if config.train.precision == "bf16" and device.type != "cuda":
         raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name; without one the first GPU, or the CPU where there is none."""
-    if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices")
-    return device
 
 
 def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
@@ -128,7 +143,8 @@ def _run_slot(
             _tell(slots, slot, outcome)
             run.end(outcome.state, outcome.reason)
             attempt.checkpoints.remove()  # the spool has the weights
-            log.info("slot %d %s, val_loss %s", slot.number, outcome.state, outcome.val_loss)
+            ended = f"slot {slot.number} {outcome.state}"
+            log.info("%s, %s %s", ended, slots.config.study.objective, outcome.value)
     except SlotLost as lost:
         log.warning("%s; going on with the next", lost)
 
@@ -136,8 +152,8 @@ def _run_slot(
 def _tell(slots: Slots, slot: Slot, outcome: Outcome) -> None:
     match outcome.state:
         case "complete":
-            assert outcome.val_loss is not None
-            slots.complete(slot, outcome.val_loss)
+            assert outcome.value is not None
+            slots.complete(slot, outcome.value)
         case "pruned":
             slots.prune(slot, outcome.reason or "")
         case _:
@@ -152,9 +168,9 @@ def _settled(attempt: Attempt) -> Iterator[None]:
         yield
     except (SlotLost, StorageAway):
         raise  # the one is another's, the other comes back with its lease
-    except Stopped:
+    except Stopped as told:
         try:
-            slots.free(slot)
+            slots.free(slot, str(told) or "stopped by a signal")
         except StorageAway as away:
             log.warning("slot %d comes back with its lease: %s", slot.number, away)
         else:
