@@ -10,7 +10,7 @@ config=configs/sample.yaml
 [ -f data/sample/Train_poly.json ] || "$study" sample data/sample --photos 200
 "$study" prepare "$config"
 "$study" run "$config" --workers 2
-"$study" evaluate "$config"
+"$study" evaluate "$config" --seeds 3 --workers 2
 "$study" compare "$config"
 report=$("$study" report "$config")
 
