@@ -32,6 +32,7 @@ KILLS, FREEZES = 10, 2
 FROZEN_S = 9.0  # the lease of 3 s is over, and two beats of watching it
 MLFLOW_AWAY_S = 20.0
 EPOCH = re.compile(r"slot (\d+) attempt (\d+) epoch (\d+) val_loss (\S+)")
+TROUBLE = re.compile(r"^.* ERROR .*|^Traceback.*(?:\n .*)*\n.*", re.MULTILINE)
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # MLflow's word for ours
 
 
@@ -235,7 +236,7 @@ def count_leftovers(crew: Crew, config: StudyConfig) -> dict[str, Any]:
         "processes_left": sum(session in sessions for session in sessions_of_processes()),
         "files_left": sorted(path.name for path in kept if path.suffix != ".lock"),
         "odd_exits": sum(worker.code != 0 for worker in crew.all if worker not in crew.killed),
-        "errors": len(re.findall(r" ERROR |Traceback", said)),
+        "errors": TROUBLE.findall(said),
     }
 
 

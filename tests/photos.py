@@ -33,13 +33,23 @@ def write_json(path: Path, file_names: list[str], faces: list[dict[str, Any]]) -
     return path
 
 
-def draw_set(folder: Path, n_photos: int = 12, stem: str = "Train_poly") -> Path:
-    """n photos with a real and a fake face each, 24 and 30 px, and their JSON."""
+def draw_set(
+    folder: Path,
+    n_photos: int = 12,
+    stem: str = "Train_poly",
+    seed: int = 0,
+    n_real: int | None = None,
+) -> Path:
+    """n photos with a real and a fake face each, 24 and 30 px, and their JSON.
+
+    n_real: so many of the photos have a real face, without it all of them.
+    """
     names = [f"Images/Train/{stem}{i}.jpg" for i in range(n_photos)]
     for i, name in enumerate(names):
-        draw_photo(folder / name, seed=i)
+        draw_photo(folder / name, seed=seed + i)
     faces = []
     for i in range(n_photos):
-        faces.append(face(2 * i, i, 0, [2 + i % 5, 3, 24, 24]))
+        if n_real is None or i < n_real:
+            faces.append(face(2 * i, i, 0, [2 + i % 5, 3, 24, 24]))
         faces.append(face(2 * i + 1, i, 1, [50, 20 + i % 5, 30, 30]))
     return write_json(folder / f"{stem}.json", names, faces)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from study.cli import main
 from study.config import StudyConfig
@@ -18,6 +19,17 @@ from tests.photos import draw_set
 
 REPOSITORY = Path(__file__).parents[1]
 ENV = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
+
+
+def without_frozen(path: Path) -> tuple[str, str]:
+    """Overrides of a study whose trials all take seconds: frozen ones are over at once.
+
+    Writes the baselines that are left to path.
+    """
+    baselines = yaml.safe_load((REPOSITORY / "configs/baselines.yaml").read_text())
+    slow = [b for b in baselines["baselines"] if b["name"] != "mobilenet_v2_frozen"]
+    (path / "slow.yaml").write_text(yaml.safe_dump(baselines | {"baselines": slow}))
+    return f"baselines={path}/slow.yaml", "space.variant=[cnn, mobilenet_v2_finetuned]"
 
 
 class Folder:

@@ -44,7 +44,7 @@ def test_a_study_of_killed_and_frozen_workers_ends_with_its_exact_budget(
         "processes_left": 0,
         "files_left": [],
         "odd_exits": 0,
-        "errors": 0,
+        "errors": [],
     }
     assert counts == counts | wanted
     assert counts["epochs_twice"] <= KILLS + FREEZES

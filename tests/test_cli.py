@@ -31,7 +31,8 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert done.stderr.strip() == "[]"
-    for command in ("sample", "prepare", "run", "worker", "status", "evaluate", "compare"):
+    commands = ("sample", "prepare", "run", "worker", "status", "evaluate", "compare", "export")
+    for command in (*commands, "predict"):
         assert f" {command} " in done.stdout
 
 

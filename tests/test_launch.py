@@ -317,6 +317,20 @@ def test_a_parent_that_went_away_ends_the_workers() -> None:
     assert workers.told == [signal.SIGTERM]
 
 
+def test_a_signal_behind_a_time_that_is_over_is_passed_on_as_the_second() -> None:
+    stop = StopSignal(second_exits=False)
+    stop.timed_out, stop.number = True, signal.SIGTERM  # as end_after has it
+
+    class Interrupted(Counted):
+        def poll(self) -> bool:
+            stop.count = int(self.polls <= 2)  # Ctrl-C, once
+            return super().poll()
+
+    workers = Interrupted(polls=4)
+    watch(workers, stop, Lookout(FakeSlots(away=99), lambda records: None))  # type: ignore[arg-type]
+    assert workers.told == [signal.SIGTERM, signal.SIGTERM]
+
+
 def test_workers_that_linger_behind_the_last_slot_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -377,3 +391,21 @@ def commands_in(folder: Folder) -> set[str]:
             if (entry / "cwd").readlink() == folder.path:
                 found |= set((entry / "cmdline").read_text().split("\0")[3:4])
     return found
+
+
+def test_workers_of_a_finished_study_that_was_given_more_slots_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "LINGER_S", 0.01)
+    lookout = Lookout(FakeSlots(away=99), lambda records: None)  # type: ignore[arg-type]
+    lookout.finished = True
+
+    class Extended(Counted):
+        def poll(self) -> bool:
+            lookout.finished = self.polls == 3  # at the first poll alone
+            time.sleep(0.02)
+            return super().poll()
+
+    workers = Extended(polls=3)
+    watch(workers, StopSignal(second_exits=False), lookout)
+    assert (workers.dropped, workers.told) == (1, [])

@@ -18,7 +18,7 @@ from tests.chaos import EPOCH
 from tests.forked import Forked, wait_until
 from tests.mlflow_server import MlflowServer, store_image
 from tests.postgres import PASSWORD, Postgres
-from tests.runs import Folder
+from tests.runs import Folder, without_frozen
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,7 @@ def test_postgres_away_for_a_minute_costs_four_running_trials_nothing(
 ) -> None:
     folder = prepared(
         tmp_path,
+        *without_frozen(tmp_path),
         "name=away",
         "study.n_trials=4",
         "train.max_epochs=6",

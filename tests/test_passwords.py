@@ -32,7 +32,9 @@ class Watch:
     _seen: set[tuple[Path, int, int]] = field(default_factory=set)
 
     def look(self) -> None:
-        for path in self.folder.rglob("*"):
+        # not rglob: it raises if a folder is removed meanwhile
+        paths = [Path(at, name) for at, _, names in os.walk(self.folder) for name in names]
+        for path in paths:
             try:
                 stat = path.stat()
                 key = (path, stat.st_mtime_ns, stat.st_size)

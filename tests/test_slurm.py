@@ -16,7 +16,7 @@ from study.slurm_options import SlurmError, parse_options
 from tests import slurm_cluster
 from tests.exact import assert_exact, holders, open_slots, wait_for
 from tests.postgres import PASSWORD, Postgres
-from tests.runs import REPOSITORY, Folder
+from tests.runs import REPOSITORY, Folder, without_frozen
 from tests.slurm_cluster import SlurmCluster
 
 pytest.importorskip("submitit", reason="pip install '.[slurm]'")
@@ -51,7 +51,10 @@ def slots_held(folder: Folder, cluster: SlurmCluster, node: str) -> dict[str, in
 def test_an_array_with_one_task_warned_one_killed_and_one_node_lost_ends_exactly(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    folder = study_on(cluster, tmp_path / "study", "study.n_trials=8", "train.max_epochs=6")
+    slow = without_frozen(tmp_path)  # a slot that is looked at is still held when it is hit
+    longer = ("study.n_trials=12", "train.max_epochs=12", "train.stop_patience=12")
+    never_pruned = "study.prune_patience=12"
+    folder = study_on(cluster, tmp_path / "study", *longer, never_pruned, *slow)
     run = folder.start("run", "--launcher", "slurm", "--workers", "4")
     wait_for(lambda: run.poll() is not None or len(cluster.workers()) == 4)
     assert set(cluster.workers("n1").values()) | set(cluster.workers("n2").values()) == set("0123")
@@ -65,18 +68,18 @@ def test_an_array_with_one_task_warned_one_killed_and_one_node_lost_ends_exactly
     # what is around a worker may be killed too
     killed, pid = next((t, p) for p, t in cluster.workers("n1").items() if t != warned)
     os.kill(cluster.parent(pid), signal.SIGKILL)
-    wait_for(lambda: cluster.tasks()[killed]["Restarts"] == "1")
 
     # a worker of the node dies with it, the other does not know that it was given up
     lost = wait_for(lambda: slots_held(folder, cluster, "n2"))
     cluster.lose("n2")
     os.kill(lost.popitem()[1], signal.SIGKILL)
+    wait_for(lambda: cluster.tasks()[killed]["Restarts"] == "1")
 
     out, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
-    assert "8 complete" in out
+    assert "12 complete" in out
     assert cluster.tasks()[warned]["Restarts"] == "1"
-    assert_exact(folder, 8)
+    assert_exact(folder, 12)
     wait_for(lambda: cluster.workers() == {})
 
 

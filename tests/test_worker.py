@@ -15,18 +15,13 @@ from deepfake.config import ConfigError, UserError
 from deepfake.prepare import prepare
 from study import worker
 from study.config import StudyConfig
+from study.device import pick_device
 from study.objective import Attempt, Outcome, begin_run
 from study.outage import StorageAway
 from study.slots import Slot, join
 from study.space import suggest
 from study.stop import Stopped, StopSignal
-from study.worker import (
-    STALLED,
-    TooManyFailed,
-    pick_device,
-    set_up,
-    work,
-)
+from study.worker import STALLED, TooManyFailed, set_up, work
 from tests.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]
