@@ -521,6 +521,7 @@ def evaluate(
     from study.device import pick_device
     from study.final import Evaluator
     from study.finals import begin_final, contenders_of_final, contenders_of_search
+    from study.keep import keep_best
     from study.live import evaluation_table, progress_bars
     from study.place import Launcher, Placement
     from study.slots import join
@@ -546,7 +547,8 @@ def evaluate(
         else:
             contenders, left_out = contenders_of_final(final, top, seeds, slots)
             found = evaluator.evaluate(contenders, left_out, corruptions=corruptions)
-    document = asdict(found)
+        registered = keep_best(evaluator) if trial is None else {}
+    document = asdict(found) | {"registered": registered}
     _print(document, evaluation_table(document), as_json)
 
 

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     SecretStr,
@@ -167,6 +168,7 @@ class TrackingConfig(Frozen):
 
     uri: str = "sqlite:///mlruns/mlflow.db"  # or http://...
     artifacts_dir: AbsolutePath = Path("mlruns/artifacts")  # not used with http
+    system_metrics_s: NonNegativeFloat = 10.0  # between samples of cores, memory, GPUs; 0: none
 
     @field_validator("uri")
     @classmethod

@@ -17,9 +17,10 @@ from study.database import has_tables
 from study.delivery import check_tracking
 from study.records import SlotRecord
 from study.replay import Replay, differs
+from study.shelf import Shelf
 from study.slots import NoStudy, Slots, join
 from study.spool import Spool
-from study.tracking import LoggedRun, Shelf, sqlite_path
+from study.tracking import LoggedRun, sqlite_path
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"

@@ -30,6 +30,8 @@ from deepfake.splits import Opening, sha256_of
 from deepfake.store import Faces
 from study.analysis import analysis
 from study.config import StudyConfig
+from study.datasets import dataset
+from study.description import description
 from study.exhibits import exhibits
 from study.figures import confusion_figure, corruptions_figure
 from study.finals import Contender, incumbents, of_search
@@ -171,6 +173,7 @@ class Evaluator:
                 {"test/openings.json": json.dumps(openings, indent=1), **pictures},
             )
         self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
+        self.tracker.describe(description(self.slots))
         return evaluation
 
     def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
@@ -297,6 +300,8 @@ class Evaluator:
                 self._falls += falls_of(contender, network, faces, logits, train, self.device)
                 self._steps.advance(len(SUITE) * self.batches("test"))
             of_set[split], files = self._figures(contender, logits, faces, split)
+            tested_on = [dataset(self.inputs.prepared, split, faces.table)]
+            self.tracker.note_datasets((record.run_id, self.tracker.parent_id), tested_on)
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
         return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
 

@@ -13,9 +13,9 @@ from study.config import StudyConfig, TrackingError
 from study.doctor import bytes_of
 from study.finals import incumbents
 from study.records import SlotRecord
+from study.shelf import Shelf
 from study.slots import Slots, join
 from study.spool import WEIGHTS, Spool
-from study.tracking import Shelf
 from study.worker import checkpoints_of
 
 

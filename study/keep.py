@@ -1,5 +1,6 @@
 """A model to keep: a slot is proven, calibrated on validation, written out and registered."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from study.final import Evaluated, Evaluation, Evaluator, SplitFigures
 from study.objective import Inputs
 from study.origin import git_commit
 from study.records import SlotRecord, best_of
+from study.registry import ALIASES, CHAMPION, aliases_of, register, stands_for
 from study.slots import Slots
 from study.steps import Steps, quiet
 
@@ -75,27 +77,49 @@ def keep(
     if onnx:
         check_onnx()
     evaluator = Evaluator(slots, device, progress)
-    records = slots.records()
-    best = best_of(records)
+    best = best_of(slots.records())
     if number is None:
         if best is None:
             raise UserError(f"study '{slots.config.name}' has no complete slot to export")
         number = best.number
+    return _keep(evaluator, number, out, onnx=onnx)
+
+
+def keep_best(evaluator: Evaluator) -> dict[str, str]:
+    """Register the best slot and the best baseline; the registry's URI by alias.
+
+    What an alias stands for already is left as it is. Raises ProofFailed.
+    """
+    records = evaluator.slots.records()
+    for record in records:
+        for alias in aliases_of(record, records):
+            assert record.run_id is not None
+            weights_sha256 = evaluator.tracker.tags(record.run_id)["weights_sha256"]
+            if stands_for(evaluator.tracker, alias) == weights_sha256:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                _keep(evaluator, record.number, Path(folder, "model"))
+    name = evaluator.config.name
+    return {a: f"models:/{name}@{a}" for a in ALIASES if stands_for(evaluator.tracker, a)}
+
+
+def _keep(evaluator: Evaluator, number: int, out: Path, *, onnx: bool = False) -> Kept:
+    records, progress = evaluator.slots.records(), evaluator.progress
     evaluation = evaluator.evaluate_slot(number)
     (proven,) = evaluation.finalists
     record = next(record for record in records if record.number == proven.slot)
     network, weights_sha256 = evaluator.load(record)
     _check_logged(evaluator, record, weights_sha256)
-    faces, logits = _validated(evaluator, record, network, device)
+    faces, logits = _validated(evaluator, record, network)
     temperature = fit_temperature(logits, faces.labels)
     threshold = choose_threshold(logits.double() / temperature, faces.labels)
     info = _info(evaluator, record, weights_sha256, temperature, threshold)
-    is_best = best is not None and best.number == record.number
+    aliases = aliases_of(record, records)
     card = model_card(
         info,
         _measured(evaluation, proven, faces, logits, info),
-        chosen=_chosen(records, record, is_best),
-        searched=is_best,
+        chosen=_chosen(records, record, CHAMPION in aliases),
+        searched=CHAMPION in aliases,
         parameters=count_parameters(network),
         onnx=onnx,
     )
@@ -109,7 +133,7 @@ def keep(
             writing.advance()
         assert record.run_id is not None
         files = [folder / MODEL_JSON, folder / CARD]
-        registered = evaluator.tracker.register(record.run_id, network, info, files)
+        registered = register(evaluator.tracker, record.run_id, network, info, files, aliases)
         writing.advance()
     own = (record.number, info.variant, temperature, threshold, weights_sha256)
     return Kept(str(out), registered, *own)
@@ -127,7 +151,7 @@ def _check_logged(evaluator: Evaluator, record: SlotRecord, weights_sha256: str)
 
 
 def _validated(
-    evaluator: Evaluator, record: SlotRecord, network: nn.Module, device: torch.device
+    evaluator: Evaluator, record: SlotRecord, network: nn.Module
 ) -> tuple[Faces, Tensor]:
     """Validation faces and their logits in fp32, as predict computes them."""
     assert record.params is not None
@@ -135,7 +159,7 @@ def _validated(
     faces = evaluator.inputs.faces("val", train.side_px)
     steps = Steps(evaluator.progress, "calibrate", evaluator.batches("val"))
     with full_precision():
-        return faces, evaluate(network, faces, train, device, steps.advance)
+        return faces, evaluate(network, faces, train, evaluator.device, steps.advance)
 
 
 def _info(

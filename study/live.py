@@ -455,7 +455,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
         note = f"Test split opened {entry['at']} for list {entry['sha256'][:12]}"
         note += f" ({evaluation['openings']} lists so far)" if evaluation["openings"] > 1 else ""
     left_out = [Text(line, "yellow") for line in evaluation["left_out"]]
-    return Group(table, *left_out, Text(note, "dim"))
+    models = [Text(f"registered: {uri}", "dim") for uri in evaluation["registered"].values()]
+    return Group(table, *left_out, Text(note, "dim"), *models)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from deepfake.prepare import Prepared
 from deepfake.store import Faces, ensure_store
 from study.by_hand import check_stopped
 from study.config import Objective, StudyConfig, flattened, is_leak, public_yaml
+from study.datasets import Dataset, dataset, sources
 from study.lease import Lease
 from study.records import DIVERGED, LastEpoch, Stage, State
 from study.slots import Slot, Slots
@@ -73,6 +74,11 @@ class Inputs:
             ensure_store(self.prepared.work_dir, side, self.prepared.crops_sha256)
             self._faces[split, side] = Faces.load(self.prepared.work_dir, split, side)
         return self._faces[split, side]
+
+    def datasets(self, side: int) -> list[Dataset]:
+        """What a trial trains and is validated on."""
+        splits: tuple[Split, ...] = ("train", "val")
+        return [dataset(self.prepared, split, self.faces(split, side).table) for split in splits]
 
     def robust(self, side: int) -> Faces | None:
         """The validation faces under corruptions, where their loss is the objective."""
@@ -150,7 +156,7 @@ def run_trial(
     slot, config = attempt.slot, attempt.config
     params = suggest(slot.trial, config.space)
     train = config.train_config(params, fixed=slot.baseline is not None)
-    begin_run(attempt, train, tags(inputs, train, device))
+    begin_run(attempt, train, inputs, device)
     resume = resumed(attempt)
     epochs_before = len(resume["history"]) if resume else 0
     epoch_ended = False  # since the last look whether the study was stopped
@@ -220,7 +226,7 @@ class _Embedding:
             self._attempt.slots.note_stage(self._attempt.slot, Stage(done, total, left))
 
 
-def begin_run(attempt: Attempt, train: TrainConfig, tags: Mapping[str, str]) -> None:
+def begin_run(attempt: Attempt, train: TrainConfig, inputs: Inputs, device: torch.device) -> None:
     """What a slot's MLflow run says from its start."""
     slot = attempt.slot
     augment = ""
@@ -236,13 +242,14 @@ def begin_run(attempt: Attempt, train: TrainConfig, tags: Mapping[str, str]) -> 
         name=name,
         params={**dict(flattened(settings)), "image_size": train.side_px},
         tags={
-            **tags,
+            **tags(inputs, train, device),
             "variant": train.variant,
             "baseline": slot.baseline or "",
             "augment": augment,
             **of_search,
         },
         files={"config.yaml": public_yaml(attempt.config)},
+        datasets=inputs.datasets(train.side_px),
     )
 
 
@@ -288,7 +295,7 @@ def tags(inputs: Inputs, train: TrainConfig, device: torch.device) -> dict[str, 
         "splits_sha256": inputs.prepared.splits_sha256,
         "crops_sha256": inputs.prepared.crops_sha256,
         "pretrained_sha256": inputs.weights_sha256 if train.variant != "cnn" else "",
-        "dataset": ", ".join(sorted(inputs.faces("val", train.side_px).table["source"].unique())),
+        "dataset": sources(inputs.faces("val", train.side_px).table),
         "hardware": hardware(device),
     }
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from study.config import StudyConfig
+from study.datasets import Dataset
+from study.description import description
 from study.records import SlotRecord
 from study.slots import Slots
 from study.spool import Entry, Journal, Spool
@@ -64,6 +66,7 @@ class Replay:
             mended = sum(self._settle(slot) for slot in sorted(doubtful))
             finished = all(record.finished for record in records)
             self.tracker.end_study(finished)
+            self.tracker.describe(description(self.slots))
             if finished:
                 self.spool.tidy()
             return mended
@@ -126,6 +129,9 @@ class Replay:
         else:
             self.tracker.restart_run(run, name, _both_machines(run.tags, tags))
         self.tracker.log_params(run.run_id, entry.content.get("params", {}))
+        given = [Dataset(**fields) for fields in entry.content.get("datasets", [])]
+        for run_id in (run.run_id, self.tracker.parent_id):
+            self.tracker.log_datasets(run_id, given)
         self.slots.note_run(journal.slot, run.run_id)
         return run
 

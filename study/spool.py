@@ -8,11 +8,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from matplotlib.figure import Figure
@@ -24,9 +24,13 @@ from deepfake.fit import EpochStats, FitResult
 from deepfake.metrics import confusion_matrix, measure
 from deepfake.models import state_dict_sha256
 from study.config import StudyConfig
+from study.datasets import Dataset
 from study.figures import confusion_figure, curves_figure
 from study.origin import source_tags
 from study.records import State
+
+if TYPE_CHECKING:
+    from study.machine import Machine  # which imports mlflow
 
 log = logging.getLogger(__name__)
 
@@ -150,11 +154,11 @@ class Spool:
     def of(cls, config: StudyConfig, study_id: str) -> "Spool":
         return cls(config.checkpoints_dir / study_id / "spool")
 
-    def run(self, slot: int, attempt: int) -> "SlotRun":
+    def run(self, slot: int, attempt: int, machine: "Machine | None" = None) -> "SlotRun":
         """The recorder of an attempt at a slot. Raises SpoolError."""
         journal = Journal(slot, attempt, self.folder)
         self.own.add(journal)
-        return SlotRun(journal)
+        return SlotRun(journal, machine)
 
     def journals(self) -> list[Journal]:
         """By slot and attempt."""
@@ -191,8 +195,10 @@ class Spool:
 class SlotRun:
     """One attempt being recorded. Every method raises SpoolError if the disk refuses it."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, machine: "Machine | None" = None) -> None:
+        """machine: whose samples go with the epochs."""
         self.journal = journal
+        self.machine = machine
         with _kept(journal.path):
             journal.folder.mkdir(parents=True, exist_ok=True)
             journal.path.touch()
@@ -204,17 +210,24 @@ class SlotRun:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         files: Mapping[str, str],
+        datasets: Sequence[Dataset] = (),
     ) -> None:
         """files: name -> text."""
+        if self.machine is not None:
+            self.machine.begin()
         own = {"state": "running", "attempt": str(self.journal.attempt)}
         said = {key: str(value) for key, value in params.items()}
-        self._append("start", name=name, params=said, tags={**source_tags(), **tags, **own})
+        given = [asdict(dataset) for dataset in datasets]
+        all_tags = {**source_tags(), **tags, **own}
+        self._append("start", name=name, params=said, tags=all_tags, datasets=given)
         for file, text in files.items():
             self._file(file, text.encode())
 
     def log_epoch(self, stats: EpochStats) -> None:
         said = asdict(stats)
         metrics = {name: said[name] for name in EPOCH_METRICS if said[name] is not None}
+        if self.machine is not None:
+            metrics |= self.machine.since_last()
         self._append("epoch", epoch=stats.epoch, metrics=metrics)
 
     def log_result(self, result: FitResult, labels: Tensor) -> None:
@@ -277,7 +290,14 @@ class SlotRun:
 
 def run_name(slot: int, baseline: str | None, train: TrainConfig) -> str:
     """What a slot's run is called."""
-    return f"baseline {baseline}" if baseline else f"{slot:03d} {train.variant} lr={train.lr:.1e}"
+    drawn = f"{slot:03d} {train.variant} lr={_short(train.lr)}"
+    return f"baseline {baseline}" if baseline else drawn
+
+
+def _short(value: float) -> str:
+    """0.00031 as 3.1e-4."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,37 +1,42 @@
-"""The only module that imports mlflow: one parent run a study, one child run a slot."""
+"""MLflow's runs: one parent run a study, one child run a slot.
+
+Beside it only shelf.py (looks), registry.py (models), machine.py (system metrics) import mlflow.
+"""
 
 import json
 import logging
 import sqlite3
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-import numpy as np
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made there
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.types import ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sqlalchemy.exc import SQLAlchemyError
-from torch import Tensor, nn
+from torch import Tensor
 
+from deepfake.openforensics import COLUMNS
 from study.config import StudyConfig, TrackingError, public_yaml
+from study.datasets import Dataset
 from study.origin import source_tags
 from study.records import State
 from study.slots import Slots
 from study.spool import EPOCH_METRICS, WEIGHTS, Spool
 from study.view import VIEW, runs_view
-
-if TYPE_CHECKING:
-    from deepfake.export import ModelInfo
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -44,6 +49,8 @@ STATUS: dict[State, str] = {
     "pruned": "KILLED",
     "failed": "FAILED",
 }
+NUMBERS = ("id_x", "image_id", "category_id")  # of the faces table's columns; others are text
+MAX_METRICS = 1000  # that MLflow takes in one call
 ENDED = ("FINISHED", "KILLED", "FAILED")
 OPEN_S = 120.0  # another process may be creating MLflow's tables
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # and again would be refused again
@@ -76,7 +83,7 @@ class Tracker:
     @contextmanager
     def reached(self) -> Iterator[None]:
         """TrackingError, one line, for whatever goes wrong between here and MLflow."""
-        with _at(self.config.tracking.uri):
+        with reached(self.config.tracking.uri):
             yield
 
     # one slot's run being written; for callers within reached()
@@ -84,13 +91,13 @@ class Tracker:
     def find_run(self, slot: int) -> LoggedRun | None:
         """The run of a slot, whichever attempt began it."""
         run = self._find(f"tags.slot = '{slot}'")
-        return None if run is None else _logged(run)
+        return None if run is None else logged_run(run)
 
     def create_run(self, slot: int, at_ms: int, name: str, tags: Mapping[str, str]) -> LoggedRun:
         own = {"mlflow.parentRunId": self.parent_id, "study_id": self.study_id, "slot": str(slot)}
         said = {key: value for key, value in tags.items() if value}
         run = self.client.create_run(self.experiment_id, at_ms, {**said, **own}, name)
-        return _logged(run)
+        return logged_run(run)
 
     def restart_run(self, run: LoggedRun, name: str, tags: Mapping[str, str]) -> None:
         """For another attempt at its slot."""
@@ -104,20 +111,35 @@ class Tracker:
             entries = [Param(key, value) for key, value in params.items()]
             self.client.log_batch(run_id, params=entries)
 
+    def log_datasets(self, run_id: str, given: Sequence[Dataset]) -> None:
+        """What a run reads; MLflow keeps one of each name and digest."""
+        if not given:
+            return
+        inputs = [
+            DatasetInput(
+                _Faces(d)._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, d.context)]
+            )
+            for d in given
+        ]
+        with _unless_refused(run_id):
+            self.client.log_inputs(run_id, inputs)
+
     def log_epochs(
         self, run_id: str, epochs: Sequence[tuple[int, int, Mapping[str, float]]]
     ) -> None:
         """Metrics of (epoch, at_ms) that the run does not have yet."""
         # asked each time: another process may have delivered, and a second row would be drawn
         known = {metric.step for metric in self.client.get_metric_history(run_id, "val_loss")}
-        entries = [
-            Metric(name, value, at_ms, epoch)
+        new = [
+            [Metric(name, value, at_ms, epoch) for name, value in metrics.items()]
             for epoch, at_ms, metrics in epochs
             if epoch not in known
-            for name, value in metrics.items()
         ]
+        at_once = MAX_METRICS // max(map(len, new), default=1)  # whole epochs
         with _unless_refused(run_id):
-            self.client.log_batch(run_id, metrics=entries)
+            for first in range(0, len(new), at_once):
+                entries = list(chain.from_iterable(new[first : first + at_once]))
+                self.client.log_batch(run_id, metrics=entries)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], at_ms: int) -> None:
         """Figures of the whole run, unless it has the same already."""
@@ -147,6 +169,11 @@ class Tracker:
             self.client.delete_tag(run.run_id, "reason")
         self._set_status(run.run_id, STATUS[state], at_ms)
 
+    def describe(self, text: str) -> None:
+        """The parent run's description, in Markdown."""
+        with _witness(self.parent_id):
+            self.set_tags(self.parent_id, {MLFLOW_RUN_NOTE: text})
+
     def end_study(self, finished: bool) -> None:
         """The parent run: FINISHED once all slots are, RUNNING if slots were added."""
         status = "FINISHED" if finished else "RUNNING"
@@ -155,7 +182,7 @@ class Tracker:
 
     def runs(self) -> dict[int, LoggedRun]:
         """Every slot's run that there is."""
-        found = [_logged(run) for run in self._search("tags.slot != ''")]
+        found = [logged_run(run) for run in self._search("tags.slot != ''")]
         return {int(run.tags["slot"]): run for run in found}
 
     # reading, and what evaluate adds
@@ -173,13 +200,13 @@ class Tracker:
                         "its figures stay in MLflow, other slots can be evaluated"
                     ) from None
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} can't be read ({_one_line(error)})"
+                    f"run {run_id}: {WEIGHTS} can't be read ({one_line(error)})"
                 ) from None
             try:
                 return load_file(path)
             except SafetensorError as error:
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} is damaged ({_one_line(error)})"
+                    f"run {run_id}: {WEIGHTS} is damaged ({one_line(error)})"
                 ) from None
 
     def tags(self, run_id: str) -> dict[str, str]:
@@ -205,72 +232,18 @@ class Tracker:
             for name, content in files.items():
                 self._log_content(run_id, f"{split}/{name}", content)
 
+    def note_datasets(self, run_ids: Sequence[str], given: Sequence[Dataset]) -> None:
+        """What runs that have ended are evaluated on."""
+        for run_id in run_ids:
+            with _witness(run_id):
+                self.log_datasets(run_id, given)
+
     def log_study(self, tags: Mapping[str, str], files: Mapping[str, Any]) -> None:
         """On the parent run."""
         with _witness(self.parent_id):
             self.set_tags(self.parent_id, tags)
             for name, content in files.items():
                 self._log_content(self.parent_id, name, content)
-
-    def register(
-        self, run_id: str, network: nn.Module, info: "ModelInfo", files: Sequence[Path]
-    ) -> str:
-        """The registry's URI of an exported model, logged as a traced graph (pt2, no pickle).
-
-        network: on the CPU, in eval mode. files: go along. What the run has registered already,
-        of the same weights, temperature and threshold, is not registered twice. Raises
-        TrackingError.
-        """
-        name = self.config.name
-        tags = {
-            "slot": str(info.trained.slot),
-            "weights_sha256": info.weights_sha256,
-            "temperature": repr(info.temperature),
-            "threshold": repr(info.threshold),
-        }
-        with self.reached():
-            with _unless_there():
-                self.client.create_registered_model(name)
-            versions = self.client.search_model_versions(f"name = '{name}'")
-            same = [v for v in versions if v.run_id == run_id and tags.items() <= v.tags.items()]
-            if same:
-                return f"models:/{name}/{same[0].version}"
-            logged = self._log_model(run_id, network, info, files)
-            # not models:/ID as its source: the SQL registry asks the global tracking URI for it
-            version = self.client.create_model_version(
-                name, logged.artifact_location, run_id, tags, model_id=logged.model_id
-            )
-        return f"models:/{name}/{version.version}"
-
-    def _log_model(
-        self, run_id: str, network: nn.Module, info: "ModelInfo", files: Sequence[Path]
-    ) -> LoggedModel:
-        import mlflow.pytorch  # seconds
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        # not mlflow.pytorch.log_model: it wants the run active, and so sets its status anew
-        logged = self.client.create_logged_model(self.experiment_id, info.variant, run_id)
-        faces, float32 = (-1, 3, info.side_px, info.side_px), np.dtype("float32")
-        signature = ModelSignature(
-            Schema([TensorSpec(float32, faces)]), Schema([TensorSpec(float32, (-1, 2))])
-        )
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of weights that are not on the CPU
-            mlflow.pytorch.save_model(
-                network,
-                f"{folder}/model",
-                mlflow_model=Model(logged.artifact_location, run_id, model_id=logged.model_id),
-                signature=signature,
-                input_example=np.zeros((2, *faces[1:]), np.float32),  # 1 would fix the batch at 1
-                serialization_format="pt2",
-                pip_requirements=[f"torch=={info.trained.torch.partition('+')[0]}"],
-                extra_files=[str(path) for path in files],
-            )
-            self.client.log_model_artifacts(logged.model_id, f"{folder}/model")
-        self.client.finalize_logged_model(logged.model_id, "READY")
-        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        return logged
 
     def log_study_file(self, name: str, path: Path) -> None:
         """On the parent run. Raises TrackingError if MLflow does not take it."""
@@ -284,7 +257,7 @@ class Tracker:
                 path = self.client.download_artifacts(self.parent_id, name, folder)
             except AWAY as error:
                 raise TrackingError(
-                    f"run {self.parent_id}: {name} can't be read ({_one_line(error)})"
+                    f"run {self.parent_id}: {name} can't be read ({one_line(error)})"
                 ) from None
             return Path(path).read_text(encoding="utf-8")
 
@@ -346,82 +319,13 @@ class Tracker:
         return found[0] if found else None
 
     def _search(self, where: str) -> list[Run]:
-        return _search(self.client, self.experiment_id, self.study_id, where)
+        return search_runs(self.client, self.experiment_id, self.study_id, where)
 
     def _set_status(self, run_id: str, status: str, at_ms: int) -> None:
         if status in ENDED:
             self.client.set_terminated(run_id, status, at_ms)
         else:
             self.client.update_run(run_id, status)
-
-
-class Shelf:
-    """What MLflow holds of a study, looked at: unlike a Tracker it creates nothing."""
-
-    def __init__(self, client: MlflowClient, experiment_id: str, study_id: str, uri: str) -> None:
-        self.client = client
-        self.experiment_id = experiment_id
-        self.study_id = study_id
-        self.uri = uri
-
-    @classmethod
-    def of(cls, config: StudyConfig, study_id: str) -> Self | None:
-        """None if the study has no experiment there. Raises TrackingError."""
-        uri = config.tracking.uri
-        with _at(uri):
-            if (sqlite := sqlite_path(uri)) is not None and not _has_tables(sqlite):
-                return None  # a client would create them
-            client = MlflowClient(tracking_uri=uri)
-            experiment = client.get_experiment_by_name(config.name)
-            if experiment is None or experiment.lifecycle_stage == "deleted":
-                return None
-            return cls(client, str(experiment.experiment_id), study_id, uri)
-
-    def runs(self) -> list[LoggedRun]:
-        """Of slots, more than one of a slot if there are. Raises TrackingError."""
-        with _at(self.uri):
-            found = _search(self.client, self.experiment_id, self.study_id, "tags.slot != ''")
-            return [_logged(run) for run in found]
-
-    def weights_bytes(self, run_id: str) -> int:
-        """0 if the run has none. Raises TrackingError."""
-        with _at(self.uri):
-            folder = WEIGHTS.rpartition("/")[0]
-            files = self.client.list_artifacts(run_id, folder)
-            return sum(file.file_size or 0 for file in files if file.path == WEIGHTS)
-
-    def is_registered(self, run_id: str) -> bool:
-        """Whether a model of the registry came from the run. Raises TrackingError."""
-        with _at(self.uri):
-            return bool(self.client.search_model_versions(f"run_id = '{run_id}'"))
-
-    def remove_weights(self, run_id: str) -> None:
-        """For good; the run says so in a tag. Raises TrackingError, also if the store can't."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        with _at(self.uri):
-            where = self.client.get_run(run_id).info.artifact_uri
-            store = get_artifact_repository(where, tracking_uri=self.uri)
-            self.client.set_tag(run_id, *REMOVED)  # first: a kill in between leaves no riddle
-            store.delete_artifacts(WEIGHTS)  # type: ignore[no-untyped-call]
-        if self.weights_bytes(run_id):  # not every kind of store deletes
-            raise TrackingError(f"run {run_id}: {where} does not delete {WEIGHTS}")
-
-
-def runs_page(config: StudyConfig) -> str:
-    """The part of the UI's address behind the host that shows the study's runs.
-
-    Raises TrackingError if the study is not in the store.
-    """
-    client = MlflowClient(tracking_uri=config.tracking.uri)
-    try:
-        experiment = client.get_experiment_by_name(config.name)
-    except MlflowException as error:
-        raise TrackingError(f"tracking.uri: {config.tracking.uri}: {_one_line(error)}") from None
-    if experiment is None:
-        raise TrackingError(f"study '{config.name}' has no runs in {config.tracking.uri} yet")
-    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return f"#/experiments/{experiment.experiment_id}/runs?{query}"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -452,7 +356,7 @@ def _create_tables(sqlite: Path) -> None:
     unfinished.replace(sqlite)
 
 
-def _has_tables(sqlite: Path) -> bool:
+def has_tables(sqlite: Path) -> bool:
     if not sqlite.is_file():
         return False
     with closing(sqlite3.connect(f"{sqlite.as_uri()}?mode=ro", uri=True)) as probe:
@@ -460,7 +364,7 @@ def _has_tables(sqlite: Path) -> bool:
         return probe.execute(named).fetchone() is not None
 
 
-def _search(client: MlflowClient, experiment_id: str, study_id: str, where: str) -> list[Run]:
+def search_runs(client: MlflowClient, experiment_id: str, study_id: str, where: str) -> list[Run]:
     found: list[Run] = []
     token = None
     while True:
@@ -472,15 +376,34 @@ def _search(client: MlflowClient, experiment_id: str, study_id: str, where: str)
 
 
 @contextmanager
-def _at(uri: str) -> Iterator[None]:
+def reached(uri: str) -> Iterator[None]:
     """TrackingError, one line, for whatever goes wrong between here and MLflow."""
     try:
         yield
     except AWAY as error:
-        raise TrackingError(f"tracking.uri: {uri}: {_one_line(error)}") from None
+        raise TrackingError(f"tracking.uri: {uri}: {one_line(error)}") from None
 
 
-def _logged(run: Run) -> LoggedRun:
+class _Faces(MetaDataset):
+    """The rows of faces.csv in one split, as MLflow describes a table."""
+
+    def __init__(self, given: Dataset) -> None:
+        types = dict.fromkeys(COLUMNS, "string") | dict.fromkeys(NUMBERS, "long")
+        schema = Schema([ColSpec(kind, name) for name, kind in types.items()])
+        source = LocalArtifactDatasetSource(given.work_dir)
+        super().__init__(source, given.name, given.digest, schema)
+        self._given = given
+
+    @property
+    def profile(self) -> dict[str, int]:
+        real, fake = self._given.real, self._given.fake
+        return {"num_rows": real + fake, "real": real, "fake": fake}
+
+    def to_dict(self) -> dict[str, str]:
+        return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+
+def logged_run(run: Run) -> LoggedRun:
     return LoggedRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags))
 
 
@@ -491,16 +414,7 @@ def _unless_refused(run_id: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in REFUSED:
             raise
-        log.warning("run %s: refused by MLflow: %s", run_id, _one_line(error))
-
-
-@contextmanager
-def _unless_there() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+        log.warning("run %s: refused by MLflow: %s", run_id, one_line(error))
 
 
 @contextmanager
@@ -508,10 +422,10 @@ def _witness(run_id: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        log.warning("run %s: not logged: %s", run_id, _one_line(error))
+        log.warning("run %s: not logged: %s", run_id, one_line(error))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
         return "the server does not answer"  # requests', whose words are half a page
     return " ".join(str(error).split())[:300]

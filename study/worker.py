@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -19,6 +20,7 @@ from study.by_hand import check_stopped
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
 from study.delivery import Delivery
 from study.lease import Lease
+from study.machine import Machine
 from study.objective import Attempt, Inputs, Outcome, run_trial
 from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
@@ -52,8 +54,9 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
     if has_reruns_alone(config):
         _check_reruns(config)
     slots = create_or_join(config, own, patient=True, hurried=stop.asked)
-    worker = worker_name(os.getpid())
-    with Delivery(config, slots, Spool.of(config, slots.study_id)) as delivery:
+    worker, every_s = worker_name(os.getpid()), config.tracking.system_metrics_s
+    spool = Spool.of(config, slots.study_id)
+    with Delivery(config, slots, spool) as delivery, Machine(every_s) as machine:
         while True:
             stop.check()
             looked = time.monotonic()
@@ -70,7 +73,7 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
             if slot is None:  # a running one may still come back
                 _pause(time.monotonic() - looked, stop)
                 continue
-            _run_slot(slot, slots, delivery.spool, inputs, device, stop)
+            _run_slot(slot, slots, partial(spool.run, machine=machine), inputs, device, stop)
 
 
 def _check_reruns(config: StudyConfig) -> None:
@@ -124,13 +127,13 @@ def worker_name(pid: int) -> str:
 def _run_slot(
     slot: Slot,
     slots: Slots,
-    spool: Spool,
+    record: Callable[[int, int], SlotRun],
     inputs: Inputs,
     device: torch.device,
     stop: StopSignal,
 ) -> None:
     try:
-        run = spool.run(slot.number, slot.attempt)
+        run = record(slot.number, slot.attempt)
     except SpoolError as error:
         slots.free(slot, str(error))
         raise

@@ -18,6 +18,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from study.machine import PREFIX
+
 START_S = 120  # the server imports for seconds, on a busy machine for many
 TIMED = ("seconds", "images_per_s")  # differ from one training to the next
 # who ran which commit when: no two studies share these
@@ -143,7 +145,7 @@ def _run_image(client: MlflowClient, run: Run) -> dict[str, Any]:
         "metrics": {
             name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
             for name in sorted(run.data.metrics)
-            if name not in TIMED
+            if name not in TIMED and not name.startswith(PREFIX)
         },
         "timed": {
             name: [m.step for m in client.get_metric_history(run.info.run_id, name)]

@@ -14,9 +14,10 @@ from deepfake.checkpoint import Checkpoints
 from study.config import StudyConfig, TrackingError
 from study.gc import collect
 from study.replay import Replay
+from study.shelf import Shelf
 from study.slots import Slots, create_or_join
 from study.spool import Spool
-from study.tracking import Shelf, Tracker
+from study.tracking import Tracker
 from study.worker import checkpoints_of
 from tests.mlflow_server import MlflowServer
 from tests.recorded import train

@@ -213,7 +213,7 @@ def test_a_locked_slot_is_not_waited_for_long(spool: Spool) -> None:
 
 def test_a_run_is_named_by_its_slot_or_its_baseline() -> None:
     train_config = TrainConfig(variant="cnn", lr=2e-4, weight_decay=0, dropout=0)
-    assert run_name(7, None, train_config) == "007 cnn lr=2.0e-04"
+    assert run_name(7, None, train_config) == "007 cnn lr=2.0e-4"
     assert run_name(0, "mobilenet", train_config) == "baseline mobilenet"
 
 

@@ -142,7 +142,10 @@ def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
 
 
 WALLS = {
-    "mlflow": (imports_any("mlflow"), {"study/tracking.py"}),
+    "mlflow": (
+        imports_any("mlflow"),
+        {f"study/{room}.py" for room in ("tracking", "shelf", "registry", "machine")},
+    ),
     "an Optuna storage": (opens_a_storage, {"study/storage.py", "study/database.py"}),
     "the test split": (opens_the_test_split, {"study/final.py"}),
     "typer": (imports_any("typer", "click"), {"study/cli.py"}),

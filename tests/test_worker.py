@@ -16,7 +16,7 @@ from deepfake.prepare import prepare
 from study import worker
 from study.config import StudyConfig
 from study.device import pick_device
-from study.objective import Attempt, Outcome, begin_run
+from study.objective import Attempt, Inputs, Outcome, begin_run
 from study.outage import StorageAway
 from study.slots import Slot, join
 from study.space import suggest
@@ -48,10 +48,12 @@ def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Study
 def outcomes(monkeypatch: pytest.MonkeyPatch, give: Callable[[Slot], Outcome]) -> None:
     """Trials that end as told instead of training: the worker around them is real."""
 
-    def run_trial(attempt: Attempt, *_: object) -> Outcome:
+    def run_trial(
+        attempt: Attempt, inputs: Inputs, device: torch.device, _: Callable[[], None]
+    ) -> Outcome:
         slot, config = attempt.slot, attempt.config
         train = config.train_config(suggest(slot.trial, config.space), fixed=slot.fixed)
-        begin_run(attempt, train, {})
+        begin_run(attempt, train, inputs, device)
         return give(slot)
 
     monkeypatch.setattr(worker, "run_trial", run_trial)
