@@ -32,7 +32,7 @@ def _rendered(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters |= {"figure": _figure, "loss": _loss}
     best = best_of(records)
     states = Counter[str](record.state for record in records)
     return environment.get_template("description.md.j2").render(
@@ -53,3 +53,7 @@ def _figure(figure: Mapping[str, float] | None) -> str:
     if figure is None:
         return "-"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -163,6 +163,31 @@ def test_a_version_is_tied_to_its_run_which_keeps_its_state(
     assert (folder / "extra_files/README.md").read_bytes() == (out / "README.md").read_bytes()
 
 
+def test_evaluate_registers_the_best_trial_and_the_best_baseline_under_their_aliases(
+    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    client = MlflowClient(tracking_uri=store_of(small_study))
+    status = small_study.json("status")
+    baseline = min(status["baselines"], key=lambda b: b["value"])
+    aliases = {"champion": status["best"]["slot"], "report-baseline": baseline["slot"]}
+    for alias, slot in aliases.items():
+        version = client.get_model_version_by_alias("small", alias)
+        assert version.tags["slot"] == str(slot)
+        assert version.run_id == run_of(small_study, slot).info.run_id
+    before = len(client.search_model_versions("name = 'small'"))
+    said = small_study.json("evaluate")  # again: nothing new is registered
+    assert said["registered"] == {alias: f"models:/small@{alias}" for alias in aliases}
+    assert len(client.search_model_versions("name = 'small'")) == before
+
+    theirs = logged_network(small_study, aliases["champion"])
+    side = 32 if status["best"]["params"]["variant"] == "cnn" else 33
+    faces = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with mlflow_at(store_of(small_study)), torch.inference_mode():
+        champion = mlflow.pytorch.load_model("models:/small@champion")
+        assert torch.allclose(champion(faces), theirs(faces), atol=1e-5)
+
+
 def test_exporting_again_gives_the_same_bytes_and_no_second_version(
     kept: Kept, small_study: Folder, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from mlflow import MlflowClient
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -241,6 +242,29 @@ class TestMlflowUi:
             wait_for(browser, f"document.body.innerText.includes('{text}')")
         browser.get(f"{run}/artifacts")
         for text in ("learning_curves.png", "config.yaml", "weights"):
+            wait_for(browser, f"document.body.innerText.includes('{text}')")
+        browser.get(f"{run}/system-metrics")
+        wait_for(browser, "document.body.innerText.includes('cpu_utilization')")
+
+    def test_draws_all_runs_in_parallel_coordinates_and_their_curves(
+        self, browser: Chrome, ui_url: str
+    ) -> None:
+        open_runs(browser, f"{ui_url}&compareRunsMode=CHART")
+        wait_for(browser, "document.body.innerText.includes('Parallel Coordinates')")
+        page = browser.find_element(By.TAG_NAME, "body").text
+        assert page.index("Hyperparameters") < page.index("Curves")
+        drawn = "[...document.querySelectorAll('svg text')].map(t => t.textContent)"
+        wait_for(browser, f"['lr', 'dropout', 'best_val_loss'].every(n => {drawn}.includes(n))")
+
+    def test_describes_the_study_on_its_own_page(
+        self, browser: Chrome, ui_url: str, small_study: Folder
+    ) -> None:
+        client = MlflowClient(tracking_uri=f"sqlite:///{small_study.path}/mlruns/mlflow.db")
+        experiment = client.get_experiment_by_name("small")
+        assert experiment is not None
+        (parent,) = client.search_runs([experiment.experiment_id], "tags.role = 'study'")
+        browser.get(f"{ui_url.partition('/runs')[0]}/runs/{parent.info.run_id}")
+        for text in ("Best trial: slot", "too few seeds to tell slot", "Train_poly/train"):
             wait_for(browser, f"document.body.innerText.includes('{text}')")
 
 

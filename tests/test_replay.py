@@ -1,5 +1,6 @@
 """From the spool into real MLflow stores: in order, once, and in the end the true state."""
 
+import json
 import multiprocessing
 import shutil
 import uuid
@@ -13,6 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from study.config import StudyConfig, TrackingError
+from study.datasets import Dataset
+from study.machine import Machine
 from study.records import SlotRecord, State
 from study.replay import BATCH, Replay
 from study.slots import Slots, create_or_join, join
@@ -103,6 +106,53 @@ def test_a_slot_leaves_params_metrics_weights_matrix_and_curves(
         "val/confusion_matrix.png",
         "weights/best.safetensors",
     ]
+
+
+def test_a_run_and_its_study_have_the_faces_they_were_given_as_data_sets(
+    slots: Slots, spool: Spool, replay: Replay
+) -> None:
+    train_faces = Dataset("Train_poly/train", "0a1b2c3d", "training", "/faces", real=30, fake=12)
+    val_faces = Dataset("Train_poly/val", "0a1b2c3d", "validation", "/faces", real=5, fake=4)
+    for attempt in (0, 1):
+        run = spool.run(0, attempt)
+        run.start("000 cnn", {}, {}, {}, [train_faces, val_faces])
+        replay.deliver_all()
+    for run_id in (the_run(slots, 0).info.run_id, replay.tracker.parent_id):
+        inputs = client(slots).get_run(run_id).inputs.dataset_inputs
+        assert {i.dataset.name: i.tags[0].value for i in inputs} == {
+            "Train_poly/train": "training",
+            "Train_poly/val": "validation",
+        }
+        assert len(inputs) == 2
+    [first] = [i.dataset for i in inputs if i.dataset.name == "Train_poly/train"]
+    assert json.loads(first.profile) == {"num_rows": 42, "real": 30, "fake": 12}
+    assert (first.digest, json.loads(first.source)) == ("0a1b2c3d", {"uri": "/faces"})
+    columns = {c["name"]: c["type"] for c in json.loads(first.schema)["mlflow_colspec"]}
+    assert (columns["category_id"], columns["cutted_name"]) == ("long", "string")
+
+
+def test_epochs_carry_the_system_metrics_of_their_machine(
+    slots: Slots, spool: Spool, replay: Replay
+) -> None:
+    with Machine(every_s=3600) as machine:
+        train(spool.run(0, 0, machine), epochs=2)
+    replay.deliver_all()
+    [(epoch, used)] = rows(slots, 0, "system/system_memory_usage_percentage")
+    assert epoch == 0
+    assert 0 < used < 100
+
+
+def test_more_figures_than_mlflow_takes_at_once_all_arrive(
+    slots: Slots, spool: Spool, replay: Replay
+) -> None:
+    start(spool.run(0, 0))
+    replay.deliver_all()
+    run_id = the_run(slots, 0).info.run_id
+    many = {f"system/gpu_{i}_power_usage_watts": 1.0 for i in range(60)}
+    epochs = [(epoch, 0, {"val_loss": 0.5, **many}) for epoch in range(BATCH)]
+    replay.tracker.log_epochs(run_id, epochs)
+    for name in ("val_loss", "system/gpu_59_power_usage_watts"):
+        assert len(rows(slots, 0, name)) == BATCH
 
 
 def test_a_journal_delivered_again_from_any_offset_doubles_nothing(
