@@ -1,10 +1,16 @@
 """A comparison, or a prior shift, said in one sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.verdict import LEVEL, MIN_SEEDS
 
+_HEADLINES = {
+    "better": "better than",
+    "worse": "worse than",
+    "not distinguishable": "not distinguishable from",
+    "too few seeds": "of too few seeds to be told from",
+}
 SAME_PRIOR = 0.01  # two shares of fakes this near each other move no second decimal
 
 
@@ -17,6 +23,17 @@ def prior_sentence(split: str, val_fake_share: float, fake_share: float) -> str:
     said += "accuracy, precision, F1, average precision, NLL, Brier and ECE move with that share, "
     said += "and the temperature is of validation's; recall, balanced accuracy, AUC and EER do "
     return said + "not, nor does the threshold, chosen by balanced accuracy"
+
+
+def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The verdicts on all baselines in one sentence; the strongest word first."""
+    ours = comparisons[0]["candidate"]
+    said = []
+    for verdict, words in _HEADLINES.items():
+        names = [c["baseline"] for c in comparisons if c["verdict"] == verdict]
+        if names:
+            said.append(f"{words} {_listed(names)}")
+    return f"on the test split {ours} is {'; '.join(said)}"
 
 
 def sentence(comparison: Mapping[str, Any]) -> str:
@@ -38,6 +55,11 @@ def sentence(comparison: Mapping[str, Any]) -> str:
         case other:
             raise AssertionError(other)
     return f"{said}; {_errors(comparison)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _nll(comparison: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from study import charts
 from study.analysis import analysis
 from study.config import Space, StudyConfig
 from study.load import load_config
+from study.page import number, share
+from study.recipe import reproducible
 from study.records import SlotRecord
-from study.report import number, reproducible, share, write_report
+from study.report import write_report
 from study.slots import Slots, create_or_join
 from study.space import suggest
 from tests.runs import Folder
