@@ -95,6 +95,7 @@ def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.F
             type="category",
             categoryarray=space.variant,
             range=[-0.5, len(short) - 0.5],
+            tickangle=0,
             tickvals=space.variant,
             ticktext=short,
         )

@@ -11,6 +11,8 @@ from study.charts import COLOURS, NEUTRAL, figure_layout, of_slots
 from study.config import OBJECTIVES, Range, Space
 from study.records import SlotRecord, best_of
 
+LINES = 150  # of parallel coordinates
+
 
 @dataclass(frozen=True)
 class Spared:
@@ -85,11 +87,11 @@ def stops(records: Sequence[SlotRecord]) -> list[Stop]:
 def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | None:
     """A line a slot through everything it drew, to its best objective; None without any.
 
-    Each axis reaches from the lowest value of the slots to the highest, a drawn range on the
-    scale it is drawn on; the best slot is bold, pruned and failed ones are dotted. One trace has
-    all lines that look alike: a study may have a thousand.
+    Of more slots than LINES the best, for more would hide each other. Each axis reaches from their
+    lowest value to the highest, a drawn range on the scale it is drawn on; the best slot is bold,
+    pruned and failed ones are dotted. One trace has all lines that look alike.
     """
-    measured = [r for r in records if r.params is not None and _finite(r.best_loss)]
+    measured = _lowest(records)
     if not measured:
         return None
     drawn = [name for name, values in space.drawn().items() if isinstance(values, Range)]
@@ -106,6 +108,14 @@ def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | 
         _add_lines(figure, alike, lines, is_best=alike == [best_of(measured)])
     figure.update_layout(margin={"l": 30, "r": 30}, **_ends(axes, rows))
     return figure
+
+
+def _lowest(records: Sequence[SlotRecord]) -> list[SlotRecord]:
+    """The LINES of the lowest loss, and the baselines, in the order of their slots."""
+    measured = [r for r in records if r.params is not None and _finite(r.best_loss)]
+    lowest = sorted(measured, key=lambda r: (r.best_loss, r.number))[:LINES]
+    numbers = {r.number for r in lowest}
+    return [r for r in measured if r.number in numbers or r.baseline]
 
 
 def _alike(records: Sequence[SlotRecord]) -> list[list[SlotRecord]]:

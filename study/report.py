@@ -22,7 +22,7 @@ from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.data_sheet import LABEL_COLOURS, data_sheet
 from study.diagrams import CANDIDATES, candidate_symbols, corruption_figures
 from study.origin import git_commit
-from study.overview import parallel_figure, pruning_figure, spared, stops
+from study.overview import LINES, parallel_figure, pruning_figure, spared, stops
 from study.page import render
 from study.recipe import commands, reproducible
 from study.records import STATES, SlotRecord, best_of
@@ -110,6 +110,8 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         },
         "variant_of": {b.name: b.params.variant for b in config.baselines.baselines},
         "shown": _shown(records),
+        "top": _top(records, 10),
+        "most_lines": LINES,
         "witness": witness,
         "min_for_importances": charts.MIN_FOR_IMPORTANCES,
         "figures": {name: figure["layout"]["height"] for name, figure in figures.items()},
@@ -209,6 +211,12 @@ def _shown(records: Sequence[SlotRecord]) -> set[int]:
     """The slots whose curves are drawn at first: the baselines and the best."""
     best = best_of(records)
     return {r.number for r in records if r.baseline} | ({best.number} if best else set())
+
+
+def _top(records: Sequence[SlotRecord], n: int) -> set[int]:
+    """The complete slots of the lowest loss."""
+    complete = [r for r in records if r.state == "complete"]
+    return {r.number for r in sorted(complete, key=lambda r: (r.best_loss, r.number))[:n]}
 
 
 def _model_of(best: SlotRecord | None, tested: Mapping[str, Any] | None) -> Any:

@@ -5,11 +5,10 @@ from typing import Any
 
 from study.verdict import LEVEL, MIN_SEEDS
 
-_HEADLINES = {
+_TOLD = {
     "better": "better than",
     "worse": "worse than",
     "not distinguishable": "not distinguishable from",
-    "too few seeds": "of too few seeds to be told from",
 }
 SAME_PRIOR = 0.01  # two shares of fakes this near each other move no second decimal
 
@@ -28,12 +27,15 @@ def prior_sentence(split: str, val_fake_share: float, fake_share: float) -> str:
 def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts on all baselines in one sentence; the strongest word first."""
     ours = comparisons[0]["candidate"]
-    said = []
-    for verdict, words in _HEADLINES.items():
-        names = [c["baseline"] for c in comparisons if c["verdict"] == verdict]
-        if names:
-            said.append(f"{words} {_listed(names)}")
-    return f"on the test split {ours} is {'; '.join(said)}"
+    against: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        against.setdefault(comparison["verdict"], []).append(comparison["baseline"])
+    told = [f"{words} {_listed(against[v])}" for v, words in _TOLD.items() if v in against]
+    said = [f"{ours} is {', '.join(told)}"] if told else []
+    if "too few seeds" in against:
+        whom = "it" if told else ours
+        said.append(f"too few seeds to tell {whom} from {_listed(against['too few seeds'])}")
+    return f"on the test split: {'; '.join(said)}"
 
 
 def sentence(comparison: Mapping[str, Any]) -> str:
