@@ -37,9 +37,11 @@ def commands(
     commit: that the slots ran at.
     sample: how `deepfake-study sample` was asked for the photos; None if they are not its own.
     """
-    found = [] if commit is None else [f"git checkout {commit.removesuffix('-dirty')}"]
+    found = [] if commit is None else [_checkout(commit)]
     found += ["scripts/install.sh && source .venv/bin/activate", STORAGE]
-    if sample is not None:
+    if sample is None:
+        found.append("# the JSONs and photos come first, to the places that study.yaml names")
+    else:
         out_dir = _relative(str(config.data.jsons[0].parent), folder)
         found.append(f"deepfake-study sample {out_dir} {sample}")
     found.append("deepfake-study prepare study.yaml")
@@ -53,6 +55,11 @@ def commands(
         found.append(" ".join(["deepfake-study evaluate study.yaml", *options]))
     found.append("deepfake-study report study.yaml")
     return found
+
+
+def _checkout(commit: str) -> str:
+    clean = commit.removesuffix("-dirty")
+    return f"git checkout {clean}" + ("  # its files were changed" if commit != clean else "")
 
 
 def _relative(text: str, folder: Path) -> str:

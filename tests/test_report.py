@@ -268,7 +268,7 @@ class TestPage:
         found = commands(
             config, tmp_path, finalists, sample=sample, corruptions=False, commit=commit
         )
-        assert found[0] == f"git checkout {'a' * 40}"
+        assert found[0] == f"git checkout {'a' * 40}  # its files were changed"
         assert found[3:] == [
             "deepfake-study sample data/own --photos 24 --seed 7",
             "deepfake-study prepare study.yaml",
@@ -277,7 +277,8 @@ class TestPage:
             "deepfake-study report study.yaml",
         ]
         unfinished = commands(config, tmp_path, [], sample=None, corruptions=False, commit=None)
-        assert [line.split()[1] for line in unfinished[2:]] == ["prepare", "run", "report"]
+        assert unfinished[2].startswith("# the JSONs and photos come first")
+        assert [line.split()[1] for line in unfinished[3:]] == ["prepare", "run", "report"]
 
 
 class TestCharts:
