@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,25 @@ def draw_sample(
     return unfinished.replace(annotations_json)
 
 
+def seed_of(file_names: Mapping[int, str]) -> int | None:
+    """The seed whose draw gave every photo its name; None if none of the first 1000 did.
+
+    file_names: by image_id.
+    """
+    if not file_names:
+        return None
+    first = min(file_names)
+    seed = next((n for n in range(1000) if _file_name(n, first) == file_names[first]), None)
+    if seed is None or any(_file_name(seed, at) != name for at, name in file_names.items()):
+        return None
+    return seed
+
+
+def _file_name(seed: int, index: int) -> str:
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).hexdigest()
+    return f"Images/Train/{digest}.jpg"
+
+
 def _draw_photo(out_dir: Path, seed: int, index: int) -> _Drawn:
     rng = np.random.default_rng([seed, index])
     width, height = rng.integers(*PHOTO_PX, 2, endpoint=True).tolist()
@@ -97,8 +116,7 @@ def _draw_photo(out_dir: Path, seed: int, index: int) -> _Drawn:
         label = FAKE if rng.random() < 0.5 else REAL
         _draw_face(photo, person, pose, label, rng)
         faces.append({"image_id": index, "category_id": label, **outline(person, pose)})
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).hexdigest()
-    file_name = f"Images/Train/{digest}.jpg"
+    file_name = _file_name(seed, index)
     _shoot(photo, out_dir / file_name, rng)
     return {"id": index, "file_name": file_name, "width": width, "height": height}, faces
 

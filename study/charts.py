@@ -11,7 +11,6 @@ from optuna.trial import TrialState
 from deepfake.config import Variant
 from study.config import OBJECTIVES, Range, Space
 from study.records import SlotRecord
-from study.robustness import kinds, steps
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
 
@@ -31,16 +30,19 @@ MIN_FOR_IMPORTANCES = 10  # of the complete trials; its best tenth is then one t
 
 
 def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:
-    """Best objective by slot, and the lowest so far; None before there is a loss."""
+    """Best objective by slot, the lowest so far, and a ring around each that lowered it.
+
+    None before there is a loss.
+    """
     measured = _measured(records)
     if not measured:
         return None
     figure = go.Figure(layout=figure_layout("slot", _best(measured), height=380))
-    lowest, best = [], math.inf
+    rings = incumbents(records)
+    best_at = {record.number: _loss(record) for record in rings}
+    lowest: list[float | None] = []
     for record in measured:
-        if record.state == "complete":
-            best = min(best, _loss(record))
-        lowest.append(best if best < math.inf else None)
+        lowest.append(best_at.get(record.number, lowest[-1] if lowest else None))
     figure.add_scatter(
         x=[record.number for record in measured],
         y=lowest,
@@ -49,10 +51,27 @@ def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:
         hoverinfo="skip",
         name="lowest so far",
     )
+    figure.add_scatter(
+        x=[record.number for record in rings],
+        y=[_loss(record) for record in rings],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 19, "color": NEUTRAL, "line": {"width": 1.5}},
+        hoverinfo="skip",
+        name="incumbents",
+    )
     _add_slots(figure, measured, lambda record: record.number)
     figure.update_xaxes(tickformat="d")
     _scale_y(figure, map(_loss, measured))
     return figure
+
+
+def incumbents(records: Sequence[SlotRecord]) -> list[SlotRecord]:
+    """Each complete slot whose loss is lower than those of all before it."""
+    found: list[SlotRecord] = []
+    for record in _measured(records):
+        if record.state == "complete" and (not found or _loss(record) < _loss(found[-1])):
+            found.append(record)
+    return found
 
 
 def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.Figure]:
@@ -76,6 +95,7 @@ def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.F
             type="category",
             categoryarray=space.variant,
             range=[-0.5, len(short) - 0.5],
+            tickangle=0,
             tickvals=space.variant,
             ticktext=short,
         )
@@ -104,89 +124,59 @@ def importances(study: optuna.Study, space: Space) -> dict[str, float] | None:
 def importances_figure(shares: Mapping[str, float]) -> go.Figure:
     """Bars, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
-    figure = go.Figure(layout=figure_layout("share", "", height=300))
+    figure = go.Figure(layout=figure_layout("share", "", height=90 + 34 * len(names)))
     figure.add_bar(
         x=[shares[name] for name in names],
         y=names,
         orientation="h",
         marker={"color": NEUTRAL},
         text=[f"{shares[name]:.0%}" for name in names],
-        textposition="auto",
+        textposition="outside",
         hoverinfo="skip",
     )
     figure.update_xaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(ticksuffix="  ")
     figure.update_layout(margin={"l": 100})
     return figure
 
 
-def curves_figure(
-    records: Sequence[SlotRecord], curves: Mapping[int, Curves], quantity: str, shown: set[int]
-) -> go.Figure:
-    """Training (dotted) and validation curves of every slot; quantity: loss or accuracy.
+def curves_figure(curves: Mapping[int, Curves], quantity: str) -> go.Figure:
+    """Axes for the training and validation curves of slots; quantity: loss or accuracy.
 
-    curves: by slot. Each trace's meta is its slot: the page's boxes toggle by it.
+    The page draws those that are picked, of what drawable has.
     """
     figure = go.Figure(layout=figure_layout("epoch", quantity, height=360))
-    values: list[float] = []
-    for record in records:
-        if record.params is None:
-            continue
-        for split, dash in (("train", "dot"), ("val", "solid"), ("robust_val", "dash")):
-            curve = curves.get(record.number, {}).get(f"{split}_{quantity}", {})
-            if not curve and split == "robust_val":
-                continue
-            epochs = sorted(curve)
-            values += curve.values()
-            figure.add_scatter(
-                x=epochs,
-                y=[curve[epoch] for epoch in epochs],
-                mode="lines+markers",
-                line={"color": COLOURS[record.params.variant], "dash": dash, "width": 2},
-                marker={"size": 4 if split == "train" else 7, "symbol": _symbol(record)},
-                visible=record.number in shown,
-                meta={"slot": record.number},
-                hovertemplate=f"slot {record.number}, {record.params.variant}<br>"
-                f"epoch %{{x}}: {split} {quantity} %{{y:.4g}}<extra></extra>",
-            )
     figure.update_xaxes(tickformat="d", dtick=1 if _epochs(curves) <= 12 else None)
     if quantity == "loss":
-        _scale_y(figure, values)
+        losses = (curve for slot in curves.values() for curve in slot.values())
+        _scale_y(figure, (value for curve in losses for value in curve.values()))
     return figure
 
 
-def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure]:
-    """Accuracy by level, a line a model, for each kind of corruption; rows: of study.robustness.
+def drawable(
+    records: Sequence[SlotRecord], curves: Mapping[int, Curves]
+) -> dict[int, dict[str, Any]]:
+    """By slot what the page draws a curve of, short: a study may have a thousand.
 
-    All have one scale.
+    curves: metric -> values by epoch from 0, null where one is missing.
     """
-    lowest = min((row["accuracy"] for row in rows), default=0.0)
-    figures = {}
-    for kind in kinds(rows):
-        figure = go.Figure(layout=figure_layout(kind, "test accuracy", height=280))
-        for model in dict.fromkeys(row["model"] for row in rows):
-            of_level = steps(rows, model, kind)
-            first = next(iter(of_level.values()))
-            is_baseline = first["role"] == "baseline"
-            figure.add_scatter(
-                x=list(of_level),
-                y=[row["accuracy"] for row in of_level.values()],
-                mode="lines+markers",
-                line={
-                    "color": COLOURS[first["variant"]],
-                    "dash": "dot" if is_baseline else "solid",
-                    "width": 2,
-                },
-                marker={"size": 8, "symbol": "diamond" if is_baseline else "circle"},
-                customdata=[
-                    (row["accuracy_low"], row["accuracy_high"]) for row in of_level.values()
-                ],
-                hovertemplate=f"{model}<br>{kind} %{{x}}: %{{y:.3f}}"
-                " (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
-            )
-        figure.update_xaxes(type="category")
-        figure.update_yaxes(range=[max(lowest - 0.05, 0), 1.02])
-        figures[kind] = figure
-    return figures
+    found: dict[int, dict[str, Any]] = {}
+    for record in records:
+        of_slot = curves.get(record.number, {})
+        if record.params is None or not any(of_slot.values()):
+            continue
+        found[record.number] = {
+            "colour": COLOURS[record.params.variant],
+            "symbol": _symbol(record),
+            "curves": {name: _in_row(curve) for name, curve in of_slot.items() if curve},
+        }
+    return found
+
+
+def _in_row(curve: Mapping[int, float]) -> list[float | None]:
+    return [
+        float(f"{curve[epoch]:.6g}") if epoch in curve else None for epoch in range(max(curve) + 1)
+    ]
 
 
 def validated(quantity: str) -> set[str]:
@@ -211,21 +201,35 @@ def _add_slots(figure: go.Figure, records: Sequence[SlotRecord], x: Any) -> None
                 "opacity": 0.9,
                 "line": {"width": 0},
             },
-            text=[_hover(record) for record in mine],
-            hovertemplate="%{text}<extra></extra>",
+            **of_slots([record.number for record in mine]),
             name=variant,
         )
 
 
-def _hover(record: SlotRecord) -> str:
-    p = record.params
-    assert p is not None
-    what = f"baseline, {record.state}" if record.baseline else record.state
-    return (
-        f"<b>slot {record.number}</b> {p.variant} ({what})"
-        f"<br>{OBJECTIVES[record.objective]} {_loss(record):.4g}"
-        f"<br>lr {p.lr:.2e}, weight_decay {p.weight_decay:.2e}, dropout {p.dropout:.2f}"
-    )
+def of_slots(numbers: Sequence[int | None]) -> dict[str, Any]:
+    """What ties a trace's points to slots: the page gives each its text of hovers."""
+    return {
+        "customdata": numbers,
+        "meta": "slots",
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def hovers(records: Sequence[SlotRecord], max_epochs: int) -> dict[int, str]:
+    """What the page says of a slot's point in any figure, by slot."""
+    found = {}
+    for record in records:
+        if (p := record.params) is None:
+            continue
+        state = f"baseline, {record.state}" if record.baseline else record.state
+        loss = "" if record.best_loss is None else f"{record.best_loss:.4g}"
+        found[record.number] = (
+            f"<b>slot {record.number}</b> {p.variant}"
+            f"<br>{state} after {len(record.losses)} of {max_epochs} epochs"
+            f"<br>{OBJECTIVES[record.objective]} {loss or '-'}"
+            f"<br>lr {p.lr:.2e}, weight_decay {p.weight_decay:.2e}, dropout {p.dropout:.2f}"
+        )
+    return found
 
 
 def _symbol(record: SlotRecord) -> str:
@@ -253,7 +257,8 @@ def _scale_y(figure: go.Figure, values: Iterable[float]) -> None:
     """A log axis where one diverged slot would flatten the others."""
     positive = [value for value in values if 0 < value < math.inf]
     if positive and max(positive) > 10 * min(positive):
-        figure.update_yaxes(type="log", tickformat=".3~g")
+        near = max(positive) < 1000 * min(positive)  # ticks at 1, 2, 5 of each decade, or at 1
+        figure.update_yaxes(type="log", tickformat=".3~g", dtick="D2" if near else 1)
 
 
 def figure_layout(x: str, y: str, height: int) -> dict[str, Any]:

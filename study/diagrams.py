@@ -1,5 +1,6 @@
 """Figures of the HTML report that show the finalists on the test split."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,8 +8,19 @@ import plotly.graph_objects as go
 
 from deepfake.config import Variant
 from study.charts import COLOURS, NEUTRAL, figure_layout
+from study.robustness import kinds, steps
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
+
+CANDIDATES = {"circle": "●", "square": "■", "triangle-up": "▲", "pentagon": "⬟"}  # in turn
+LEVELS = {  # of a corruption, as an axis names them
+    "jpeg": "JPEG quality",
+    "blur": "blur, sigma in px",
+    "downscale": "scaled down to this share, and back",
+    "noise": "noise, sigma in grey levels",
+    "brightness": "brightness, factor",
+    "contrast": "contrast, factor",
+}
 
 Model = Mapping[str, Any]
 
@@ -46,6 +58,79 @@ def curve_figures(
     for when in ("before", "after"):
         found[f"reliability-{when}"] = _reliability_figure(models, variants, when)
     return found
+
+
+def standing_figure(
+    models: Sequence[Model], variants: Mapping[str, Variant], cells: Sequence[Mapping[str, Any]]
+) -> go.Figure:
+    """Test accuracy of each model with its interval, the first on top; what the report printed.
+
+    models, cells: as study.analysis has them.
+    """
+    figure = go.Figure(layout=figure_layout("test accuracy", "", height=72 + 34 * len(models)))
+    for model in models:
+        found = model["figures"]["accuracy"]
+        _add_interval(figure, model["model"], COLOURS[variants[model["model"]]], found)
+    printed = {c["model"]: c["printed"] for c in cells if c["figure"] == "accuracy"}
+    figure.add_scatter(
+        x=list(printed.values()),
+        y=list(printed),
+        mode="markers",
+        marker={"symbol": "diamond-open", "size": 12, "color": NEUTRAL, "line": {"width": 2}},
+        hovertemplate="%{y}: the report printed %{x:.2f}<extra></extra>",
+    )
+    _stack(figure, [model["model"] for model in models])
+    return figure
+
+
+def differences_figure(
+    comparisons: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]
+) -> go.Figure:
+    """The best's test loss minus each baseline's: left of 0 it is better.
+
+    comparisons: as study.analysis has them; without enough seeds there is no interval.
+    """
+    height = 72 + 34 * len(comparisons)
+    figure = go.Figure(layout=figure_layout("difference in test loss", "", height=height))
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1})
+    for comparison in comparisons:
+        name = comparison["baseline"]
+        _add_interval(figure, name, COLOURS[variants[name]], comparison["nll"]["difference"])
+    _stack(figure, [comparison["baseline"] for comparison in comparisons])
+    return figure
+
+
+def _add_interval(
+    figure: go.Figure, name: str, colour: str, found: Mapping[str, float | None]
+) -> None:
+    value, low, high = found["value"], found["low"], found["high"]
+    assert value is not None
+    said = "no interval" if low is None or high is None else f"95 %: {low:.4f} to {high:.4f}"
+    figure.add_scatter(
+        x=[value],
+        y=[name],
+        mode="markers",
+        error_x={
+            "symmetric": False,
+            "array": [0 if high is None else high - value],
+            "arrayminus": [0 if low is None else value - low],
+            "thickness": 2,
+            "width": 5,
+        },
+        marker={"color": colour, "size": 10},
+        hovertemplate=f"{name}: {value:.4f}<br>{said}<extra></extra>",
+    )
+
+
+def _stack(figure: go.Figure, names: Sequence[str]) -> None:
+    short = [name.replace("mobilenet_v2_", "mobilenet_v2_<br>") for name in names]
+    figure.update_yaxes(
+        type="category",
+        categoryarray=names,
+        range=[len(names) - 0.5, -0.5],  # the first on top
+        tickvals=names,
+        ticktext=short,
+    )
 
 
 def incumbents_figure(
@@ -86,6 +171,50 @@ def incumbents_figure(
     )
     figure.update_xaxes(tickformat="d", dtick=1 if max(slots) <= 12 else None)
     return figure
+
+
+def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure]:
+    """Accuracy by level, a line a model, for each kind of corruption; rows: of study.robustness.
+
+    All have one scale.
+    """
+    lowest = min((row["accuracy"] for row in rows), default=0.0)
+    symbols = candidate_symbols(rows)
+    figures = {}
+    for kind in kinds(rows):
+        figure = go.Figure(
+            layout=figure_layout(LEVELS.get(kind, kind), "test accuracy", height=280)
+        )
+        for model in dict.fromkeys(row["model"] for row in rows):
+            of_level = steps(rows, model, kind)
+            first = next(iter(of_level.values()))
+            is_baseline = first["role"] == "baseline"
+            figure.add_scatter(
+                x=list(of_level),
+                y=[row["accuracy"] for row in of_level.values()],
+                mode="lines+markers",
+                line={
+                    "color": COLOURS[first["variant"]],
+                    "dash": "dot" if is_baseline else "solid",
+                    "width": 2,
+                },
+                marker={"size": 8, "symbol": symbols.get(model, "diamond")},
+                customdata=[
+                    (row["accuracy_low"], row["accuracy_high"]) for row in of_level.values()
+                ],
+                hovertemplate=f"{model}<br>{kind} %{{x}}: %{{y:.3f}}"
+                " (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
+            )
+        figure.update_xaxes(type="category")
+        figure.update_yaxes(range=[max(lowest - 0.05, 0), 1.02])
+        figures[kind] = figure
+    return figures
+
+
+def candidate_symbols(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By model; rows as corruption_figures has them."""
+    candidates = dict.fromkeys(row["model"] for row in rows if row["role"] != "baseline")
+    return dict(zip(candidates, itertools.cycle(CANDIDATES), strict=False))
 
 
 def _reliability_figure(

@@ -84,6 +84,13 @@ def picture_of(crop: Path) -> Image.Image | None:
         return None  # the figures don't depend on it: they stand
 
 
+def jpeg_base64(picture: Image.Image) -> str:
+    """For a page's data URL."""
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=85)
+    return base64.b64encode(jpeg.getvalue()).decode()
+
+
 def as_json(gallery: Gallery, pictures: list[Image.Image | None]) -> dict[str, Any]:
     """For a page: its pictures are within, as JPEG in base64."""
     faces = [
@@ -91,7 +98,7 @@ def as_json(gallery: Gallery, pictures: list[Image.Image | None]) -> dict[str, A
             "name": face.cutted_name,
             "p_fake": face.p_fake,
             "px": face.face_px,
-            "jpeg": picture and _base64(picture),
+            "jpeg": picture and jpeg_base64(picture),
             "size": picture and picture.size,
         }
         for face, picture in zip(gallery.faces, pictures, strict=True)
@@ -103,9 +110,3 @@ def as_json(gallery: Gallery, pictures: list[Image.Image | None]) -> dict[str, A
         "errors": gallery.errors,
         "faces": faces,
     }
-
-
-def _base64(picture: Image.Image) -> str:
-    jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=85)
-    return base64.b64encode(jpeg.getvalue()).decode()

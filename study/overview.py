@@ -7,9 +7,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from study.charts import COLOURS, NEUTRAL, figure_layout
+from study.charts import COLOURS, NEUTRAL, figure_layout, of_slots
 from study.config import OBJECTIVES, Range, Space
 from study.records import SlotRecord, best_of
+
+LINES = 150  # of parallel coordinates
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,14 @@ class Spared:
     trained: int  # epochs, by them
     spared: int  # epochs that max_epochs would have let them have
     all_trained: int  # epochs, by every slot
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A slot that the pruner stopped."""
+
+    record: SlotRecord
+    after_s: float | None  # since the first slot's start, if the clocks of the machines agree
 
 
 def spared(records: Sequence[SlotRecord], max_epochs: int) -> Spared:
@@ -38,7 +48,7 @@ def pruning_figure(records: Sequence[SlotRecord], max_epochs: int) -> go.Figure 
     trained = [record for record in records if record.losses and record.params is not None]
     if not any(map(_stopped, trained)):
         return None
-    layout = figure_layout("epochs", "slot", height=100 + 14 * len(trained))
+    layout = figure_layout("slot", "epochs", height=300)
     figure = go.Figure(layout={**layout, "barmode": "stack", "bargap": 0.25})
     for variant, colour in COLOURS.items():
         mine = [r for r in trained if r.params is not None and r.params.variant == variant]
@@ -48,31 +58,42 @@ def pruning_figure(records: Sequence[SlotRecord], max_epochs: int) -> go.Figure 
                 continue
             done = [len(record.losses) for record in bars]
             figure.add_bar(
-                x=done if kind == "trained" else [max_epochs - epochs for epochs in done],
-                y=[record.number for record in bars],
-                orientation="h",
+                x=[record.number for record in bars],
+                y=done if kind == "trained" else [max_epochs - epochs for epochs in done],
                 marker={"color": colour, "opacity": 1.0 if kind == "trained" else 0.25},
-                text=[_ended(record, max_epochs) for record in bars],
                 textposition="none",
-                hovertemplate="%{text}<extra></extra>",
+                **of_slots([record.number for record in bars]),
                 name=f"{variant}, {kind}",
             )
-    figure.update_xaxes(range=[0, max_epochs], tickformat="d")
-    figure.update_yaxes(autorange="reversed", tickformat="d")
+    figure.update_xaxes(tickformat="d")
+    figure.update_yaxes(range=[0, max_epochs], tickformat="d")
     return figure
+
+
+def stops(records: Sequence[SlotRecord]) -> list[Stop]:
+    """Of the pruned slots, the earliest stop first."""
+    begun = min((r.started for r in records if r.started is not None), default=None)
+    found = []
+    for record in records:
+        if not _stopped(record):
+            continue
+        after_s = None
+        if begun is not None and record.started is not None and record.seconds is not None:
+            after_s = (record.started - begun).total_seconds() + record.seconds
+        found.append(Stop(record, after_s))
+    return sorted(found, key=lambda stop: math.inf if stop.after_s is None else stop.after_s)
 
 
 def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | None:
     """A line a slot through everything it drew, to its best objective; None without any.
 
-    Each axis reaches from the lowest value of the slots to the highest, a drawn range on the
-    scale it is drawn on; the best slot is bold, pruned and failed ones are dotted.
+    Of more slots than LINES the best, for more would hide each other. Each axis reaches from their
+    lowest value to the highest, a drawn range on the scale it is drawn on; the best slot is bold,
+    pruned and failed ones are dotted. One trace has all lines that look alike.
     """
-    measured = [r for r in records if r.params is not None and _finite(r.best_loss)]
+    measured = _lowest(records)
     if not measured:
         return None
-    best = best_of(measured)
-    measured.sort(key=lambda record: record is best)  # drawn last, over the others
     drawn = [name for name, values in space.drawn().items() if isinstance(values, Range)]
     logs = {name for name in drawn if getattr(space, name).log}
     axes = [*drawn, OBJECTIVES[measured[0].objective]]
@@ -81,26 +102,67 @@ def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | 
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         logs.add(axes[-1])
     columns = [_scaled([row[at] for row in rows], axes[at] in logs) for at in range(len(axes))]
+    lines = dict(zip((r.number for r in measured), zip(*columns, strict=True), strict=True))
     figure = go.Figure(layout=figure_layout("", "", height=380))
-    for at, record in enumerate(measured):
-        assert record.params is not None
-        figure.add_scatter(
-            x=list(range(len(axes))),
-            y=[column[at] for column in columns],
-            mode="lines+markers",
-            line={
-                "color": COLOURS[record.params.variant],
-                "width": 4 if record is best else 1.5,
-                "dash": "solid" if record.state == "complete" else "dot",
-            },
-            opacity=1.0 if record.state == "complete" else 0.6,
-            marker={"size": 6},
-            text=[f"slot {record.number}, {record.params.variant}, {record.state}"] * len(axes),
-            customdata=[f"{name} {value:.3g}" for name, value in zip(axes, rows[at], strict=True)],
-            hovertemplate="%{text}<br>%{customdata}<extra></extra>",
-        )
+    for alike in _alike(measured):
+        _add_lines(figure, alike, lines, is_best=alike == [best_of(measured)])
     figure.update_layout(margin={"l": 30, "r": 30}, **_ends(axes, rows))
     return figure
+
+
+def _lowest(records: Sequence[SlotRecord]) -> list[SlotRecord]:
+    """The LINES of the lowest loss, and the baselines, in the order of their slots."""
+    measured = [r for r in records if r.params is not None and _finite(r.best_loss)]
+    lowest = sorted(measured, key=lambda r: (r.best_loss, r.number))[:LINES]
+    numbers = {r.number for r in lowest}
+    return [r for r in measured if r.number in numbers or r.baseline]
+
+
+def _alike(records: Sequence[SlotRecord]) -> list[list[SlotRecord]]:
+    """By variant, those that did not complete and those that did; the best alone, over all."""
+    best = best_of(records)
+    others = [
+        [r for r in records if r is not best and _look(r) == (variant, complete)]
+        for complete in (False, True)
+        for variant in COLOURS
+    ]
+    return [group for group in [*others, [best] if best else []] if group]
+
+
+def _look(record: SlotRecord) -> tuple[str, bool]:
+    assert record.params is not None
+    return record.params.variant, record.state == "complete"
+
+
+def _add_lines(
+    figure: go.Figure,
+    alike: Sequence[SlotRecord],
+    lines: Mapping[int, Sequence[float]],
+    *,
+    is_best: bool,
+) -> None:
+    variant, complete = _look(alike[0])
+    x: list[int | None] = []
+    y: list[float | None] = []
+    slots: list[int | None] = []
+    for record in alike:
+        line = lines[record.number]
+        x += [*range(len(line)), None]  # the gap behind each line
+        y += [*line, None]
+        slots += [*[record.number] * len(line), None]
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        line={
+            "color": COLOURS[variant],  # type: ignore[index]
+            "width": 4 if is_best else 1.5,
+            "dash": "solid" if complete else "dot",
+        },
+        opacity=1.0 if complete else 0.6,
+        marker={"size": 6},
+        **of_slots(slots),
+    )
 
 
 def _ends(axes: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -135,12 +197,6 @@ def _scaled(values: Sequence[float], log: bool) -> list[float]:
     places = [math.log10(value) for value in values] if log else list(values)
     low, high = min(places), max(places)
     return [0.5 if high == low else (place - low) / (high - low) for place in places]
-
-
-def _ended(record: SlotRecord, max_epochs: int) -> str:
-    assert record.params is not None
-    after = f"after {len(record.losses)} of {max_epochs} epochs"
-    return f"<b>slot {record.number}</b> {record.params.variant}<br>{record.state} {after}"
 
 
 def _stopped(record: SlotRecord) -> bool:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
@@ -69,6 +70,7 @@ class SlotRecord:
     objective: str = "val_loss"  # what the losses are
     last_epoch: LastEpoch | None = None  # of this attempt
     stage: Stage | None = None
+    started: datetime | None = None  # claimed, by that machine's clock
 
     @property
     def best_loss(self) -> float | None:
@@ -112,6 +114,7 @@ def record_of(
         objective=objective,
         last_epoch=LastEpoch(**attrs["last_epoch"]) if "last_epoch" in attrs else None,
         stage=Stage(**attrs["stage"]) if "stage" in attrs else None,
+        started=last.datetime_start,
     )
 
 

@@ -1,15 +1,14 @@
 """The whole study as one HTML file that needs no network."""
 
 import importlib.metadata
-import math
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
@@ -19,9 +18,13 @@ from deepfake.config import LABELS, UserError
 from deepfake.prepare import Prepared, load_prepared
 from study import charts
 from study.compare import compare, refuse_other_settings
-from study.config import OBJECTIVES, StudyConfig, TrackingError, public_yaml
+from study.config import OBJECTIVES, StudyConfig, TrackingError
+from study.data_sheet import LABEL_COLOURS, data_sheet
+from study.diagrams import CANDIDATES, candidate_symbols, corruption_figures
 from study.origin import git_commit
-from study.overview import parallel_figure, pruning_figure, spared
+from study.overview import LINES, parallel_figure, pruning_figure, spared, stops
+from study.page import render
+from study.recipe import commands, reproducible
 from study.records import STATES, SlotRecord, best_of
 from study.slots import Slots
 from study.spool import Spool
@@ -47,36 +50,6 @@ def write_report(slots: Slots, out: Path) -> Path:
         raise UserError(f"--out {out}: {reason}; name a file") from None
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """The page; every text in content is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "share": share,
-        "decimal": lambda value, decimals: f"{value:.{decimals}f}",
-        "short": lambda sha: sha[:12],
-    }
-    return environment.get_template("report.html.j2").render(content)
-
-
-def number(value: float | None) -> str:
-    """Four decimals of a loss near 1, four digits of a large or a tiny one."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 100 else f"{value:.3e}"
-
-
-def share(value: float | None) -> str:
-    """Two decimals, as the report prints its figures."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
-
-
 def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     config, records = slots.config, slots.records()
     best = best_of(records)
@@ -92,7 +65,14 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     figures = _figures(records, config, witness["curves"], shares)
     corruptions = (evaluation or {}).get("corruptions") or []
     figures |= _corruption_figures(corruptions)
-    figures |= {name: figure.to_plotly_json() for name, figure in tested_figures.items()}
+    origin, origin_figures = _origin(
+        slots,
+        (evaluation or {}).get("finalists", []),
+        witness["commits"],
+        corruptions=bool(corruptions),
+    )
+    for name, figure in (tested_figures | origin_figures).items():
+        figures[name] = figure.to_plotly_json()
     try:
         comparison, why_not = compare(slots), None
     except UserError as error:
@@ -104,7 +84,10 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
         "max_epochs": config.train.max_epochs,
         "best": best,
+        "incumbents": charts.incumbents(records),
         "spared": spared(records, config.train.max_epochs),
+        "stops": stops(records),
+        "slot_seconds": sum(record.seconds or 0 for record in records),
         "loss_name": OBJECTIVES[config.study.objective],
         "best_baseline": best_of([record for record in records if record.baseline]),
         "finalist": _model_of(best, tested),
@@ -115,19 +98,34 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         "columns": FIGURES,
         "finalists": finalists,
         "corruptions": corruptions,
+        "symbols": {
+            model: CANDIDATES[symbol] for model, symbol in candidate_symbols(corruptions).items()
+        },
         "openings": slots.attributes().get("openings", []),
         "labels": LABELS,
         "colours": charts.COLOURS,
+        "label_colours": dict(zip(LABELS, LABEL_COLOURS, strict=True)),
+        "published": {
+            b.params.variant: b for b in config.baselines.baselines if b.published is not None
+        },
         "variant_of": {b.name: b.params.variant for b in config.baselines.baselines},
         "shown": _shown(records),
+        "top": _top(records, 10),
+        "most_lines": LINES,
         "witness": witness,
         "min_for_importances": charts.MIN_FOR_IMPORTANCES,
         "figures": {name: figure["layout"]["height"] for name, figure in figures.items()},
-        # "<" leaves plotly's JSON as \u003c: no text in it can end the script element
-        "figures_json": Markup(to_json_plotly(figures)),
+        "figures_json": _json(figures),
         "plotly_js": Markup(get_plotlyjs()),
-        **_origin(slots),
+        "curves_json": _json(charts.drawable(records, witness["curves"])),
+        "hovers_json": _json(charts.hovers(records, config.train.max_epochs)),
+        **origin,
     }
+
+
+def _json(content: Mapping[Any, Any]) -> Markup:
+    # "<" leaves plotly's JSON as \u003c: no text in it can end the script element
+    return Markup(to_json_plotly(content))
 
 
 def _tracker(slots: Slots, records: Sequence[SlotRecord]) -> tuple[Tracker | None, list[str]]:
@@ -170,9 +168,14 @@ def _witness(
     return {
         "curves": curves,
         "missing": missing,
-        "commits": sorted({t["git_commit"] for t in tags if "git_commit" in t}),
-        "hardware": sorted({t["hardware"] for t in tags if "hardware" in t}),
+        "commits": _counted(tags, "git_commit"),
+        "hardware": _counted(tags, "hardware"),
     }
+
+
+def _counted(tags: Sequence[Mapping[str, str]], key: str) -> dict[str, int]:
+    """Slots by what their runs say."""
+    return dict(sorted(Counter(of_run[key] for of_run in tags if key in of_run).items()))
 
 
 def _figures(
@@ -193,16 +196,14 @@ def _figures(
         figures[f"slice-{name}"] = figure
     if shares is not None:
         figures["importances"] = charts.importances_figure(shares)
-    shown = _shown(records)
     for quantity in ("loss", "accuracy"):
         if any(curve.keys() & charts.validated(quantity) for curve in curves.values()):
-            figure = charts.curves_figure(records, curves, quantity, shown)
-            figures[f"curves-{quantity}"] = figure
+            figures[f"curves-{quantity}"] = charts.curves_figure(curves, quantity)
     return {name: figure.to_plotly_json() for name, figure in figures.items()}
 
 
 def _corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = charts.corruption_figures(rows)
+    found = corruption_figures(rows)
     return {f"corruptions-{kind}": figure.to_plotly_json() for kind, figure in found.items()}
 
 
@@ -210,6 +211,12 @@ def _shown(records: Sequence[SlotRecord]) -> set[int]:
     """The slots whose curves are drawn at first: the baselines and the best."""
     best = best_of(records)
     return {r.number for r in records if r.baseline} | ({best.number} if best else set())
+
+
+def _top(records: Sequence[SlotRecord], n: int) -> set[int]:
+    """The complete slots of the lowest loss."""
+    complete = [r for r in records if r.state == "complete"]
+    return {r.number for r in sorted(complete, key=lambda r: (r.best_loss, r.number))[:n]}
 
 
 def _model_of(best: SlotRecord | None, tested: Mapping[str, Any] | None) -> Any:
@@ -234,22 +241,40 @@ def _rivals(baselines: Sequence[Baseline], best: SlotRecord | None) -> list[Base
     return sorted(published, key=lambda baseline: baseline.params.variant != variant)
 
 
-def _origin(slots: Slots) -> dict[str, Any]:
-    """Data, configuration, versions and the commands that make it all again."""
+def _origin(
+    slots: Slots,
+    finalists: Sequence[Mapping[str, Any]],
+    commits: Mapping[str, int],
+    *,
+    corruptions: bool,
+) -> tuple[dict[str, Any], dict[str, go.Figure]]:
+    """Data, configuration, versions and the commands that make it all again; and figures."""
     prepared, data_note = _prepared(slots)
-    study_yaml, baselines_yaml = reproducible(slots.config, Path.cwd())
+    data, figures = None, {}
+    if prepared is not None:
+        data, figures["sizes"] = data_sheet(slots.config.data, prepared)
+    folder = Path.cwd()
+    study_yaml, baselines_yaml = reproducible(slots.config, folder)
     return {
-        "data": prepared and prepared.summary,
+        "data": data,
         "data_note": data_note,
         "hashes": _hashes(slots.attributes()["fingerprint"]),
         "study_yaml": study_yaml,
         "baselines_yaml": baselines_yaml,
+        "commands": commands(
+            slots.config,
+            folder,
+            finalists,
+            sample=data["drawn"] if data else None,
+            corruptions=corruptions,
+            commit=max(commits, key=lambda commit: commits[commit], default=None),
+        ),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
         "git_commit": git_commit(),
-    }
+    }, figures
 
 
 def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
@@ -270,17 +295,3 @@ def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
 
 def _hashes(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in fingerprint.items() if key.endswith("(sha256)")}
-
-
-def reproducible(config: StudyConfig, folder: Path) -> tuple[str, str]:
-    """study.yaml and baselines.yaml that give this configuration again, overrides included.
-
-    Paths under folder become relative to it. The storage is left out: it may hold a password.
-    """
-    document = yaml.safe_load(public_yaml(config))
-    baselines = yaml.safe_dump(document["baselines"], sort_keys=False)
-    document["baselines"] = "baselines.yaml"
-    text = yaml.safe_dump(document, sort_keys=False)
-    if folder != Path(folder.anchor):
-        text = text.replace(f"{folder}/", "")
-    return text, baselines

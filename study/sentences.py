@@ -1,10 +1,15 @@
 """A comparison, or a prior shift, said in one sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.verdict import LEVEL, MIN_SEEDS
 
+_TOLD = {
+    "better": "better than",
+    "worse": "worse than",
+    "not distinguishable": "not distinguishable from",
+}
 SAME_PRIOR = 0.01  # two shares of fakes this near each other move no second decimal
 
 
@@ -17,6 +22,20 @@ def prior_sentence(split: str, val_fake_share: float, fake_share: float) -> str:
     said += "accuracy, precision, F1, average precision, NLL, Brier and ECE move with that share, "
     said += "and the temperature is of validation's; recall, balanced accuracy, AUC and EER do "
     return said + "not, nor does the threshold, chosen by balanced accuracy"
+
+
+def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The verdicts on all baselines in one sentence; the strongest word first."""
+    ours = comparisons[0]["candidate"]
+    against: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        against.setdefault(comparison["verdict"], []).append(comparison["baseline"])
+    told = [f"{words} {_listed(against[v])}" for v, words in _TOLD.items() if v in against]
+    said = [f"{ours} is {', '.join(told)}"] if told else []
+    if "too few seeds" in against:
+        whom = "it" if told else ours
+        said.append(f"too few seeds to tell {whom} from {_listed(against['too few seeds'])}")
+    return f"on the test split: {'; '.join(said)}"
 
 
 def sentence(comparison: Mapping[str, Any]) -> str:
@@ -38,6 +57,11 @@ def sentence(comparison: Mapping[str, Any]) -> str:
         case other:
             raise AssertionError(other)
     return f"{said}; {_errors(comparison)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _nll(comparison: Mapping[str, Any]) -> str:

@@ -8,9 +8,16 @@ import plotly.graph_objects as go
 from deepfake.config import Variant
 from deepfake.metrics import MIN_REALS
 from study.config import TrackingError
-from study.diagrams import curve_figures, incumbents_figure
+from study.diagrams import (
+    curve_figures,
+    differences_figure,
+    incumbents_figure,
+    standing_figure,
+)
 from study.exhibits import logged_exhibits
+from study.sentences import headline
 from study.tracking import Tracker
+from study.verdict import MIN_SEEDS
 
 FIGURES_SHOWN = {
     "accuracy": "accuracy",
@@ -48,14 +55,20 @@ def tested_content(
         figures["incumbents"] = incumbents
     shown = [model for model in models if model["role"] != "diagnostic"]
     shown.sort(key=lambda m: (m["model"] != best, m["role"] != "candidate", m["slot"]))
+    figures["standing"] = standing_figure(shown, variants, analysis["published"]["cells"])
+    if analysis["comparisons"]:
+        figures["differences"] = differences_figure(analysis["comparisons"], variants)
     return {
         **{key: analysis[key] for key in ("comparisons", "faces", "real", "fake", "photos")},
+        "headline": headline(analysis["comparisons"]) if analysis["comparisons"] else None,
         "best": best,
         "models": shown,
         "variants": variants,
         "rows": FIGURES_SHOWN,
         "lower_is_better": LOWER_IS_BETTER,
         "min_reals": MIN_REALS,
+        "min_seeds": MIN_SEEDS,
+        "too_few": any(c["verdict"] == "too few seeds" for c in analysis["comparisons"]),
         "decimals": 4 if analysis["faces"] >= _MANY_FACES else 3,
         "cells": {(c["model"], c["figure"]): c for c in analysis["published"]["cells"]},
         "slices": _by_kind(analysis.get("slices", ())),  # of an earlier release: none

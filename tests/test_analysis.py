@@ -21,7 +21,7 @@ from study.predictions import (
     read_predictions,
     write_predictions,
 )
-from study.sentences import prior_sentence, sentence
+from study.sentences import headline, prior_sentence, sentence
 from tests.nulls import draw_faces
 from tests.runs import ENV, REPOSITORY
 
@@ -285,3 +285,15 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: p.csv: column 'logit_real' is missing")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_headline_has_the_verdicts_on_all_baselines_the_strongest_word_first() -> None:
+    verdicts = [("cnn", "not distinguishable"), ("b", "better"), ("c", "better"), ("d", "worse")]
+    found = [{"candidate": "slot 7", "baseline": b, "verdict": v} for b, v in verdicts]
+    said = "on the test split: slot 7 is better than b and c, worse than d"
+    assert headline(found) == f"{said}, not distinguishable from cnn"
+    few = {"candidate": "slot 7", "baseline": "x", "verdict": "too few seeds"}
+    assert headline([few]) == "on the test split: too few seeds to tell slot 7 from x"
+    assert headline([found[1], few]) == (
+        "on the test split: slot 7 is better than b; too few seeds to tell it from x"
+    )

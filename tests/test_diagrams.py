@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from study.charts import COLOURS
-from study.diagrams import curve_figures, incumbents_figure
+from study.diagrams import (
+    curve_figures,
+    differences_figure,
+    incumbents_figure,
+    standing_figure,
+)
 
 
 def curves(model: str, role: str, knee: tuple[float, float]) -> dict[str, Any]:
@@ -58,3 +63,34 @@ def test_incumbents_are_in_the_order_of_the_search_validation_beside_test() -> N
     assert (list(val.y), list(test.y)) == ([0.5, 0.25], [0.75, 1.0])
     assert (list(test.error_y.array), list(test.error_y.arrayminus)) == ([0.5] * 2, [0.25] * 2)
     assert incumbents_figure(found[:1], {"incumbent 12": "cnn"}) is None
+
+
+def test_the_difference_to_each_baseline_has_its_interval_if_there_is_one() -> None:
+    sure = {"value": -0.25, "low": -0.5, "high": 0.125}
+    unsure = {"value": 0.5, "low": None, "high": None}
+    comparisons = [
+        {"baseline": "cnn", "nll": {"difference": sure}},
+        {"baseline": "mobilenet_v2_frozen", "nll": {"difference": unsure}},
+    ]
+    variants: Any = {name: name for name in ("cnn", "mobilenet_v2_frozen")}
+    points = differences_figure(comparisons, variants).data
+    assert [(*trace.x, *trace.y) for trace in points] == [
+        (-0.25, "cnn"),
+        (0.5, "mobilenet_v2_frozen"),
+    ]
+    bars = [(*trace.error_x.arrayminus, *trace.error_x.array) for trace in points]
+    assert bars == [(0.25, 0.375), (0, 0)]
+
+
+def test_accuracy_stands_beside_what_the_report_printed_of_that_model() -> None:
+    accuracy = {"value": 0.75, "low": 0.5, "high": 0.875}
+    models = [{"model": name, "figures": {"accuracy": accuracy}} for name in ("slot 7", "cnn")]
+    cells = [
+        {"model": "cnn", "figure": "accuracy", "printed": 0.98},
+        {"model": "cnn", "figure": "f1_0", "printed": 0.99},
+    ]
+    figure = standing_figure(models, {"slot 7": "cnn", "cnn": "cnn"}, cells)
+    *ours, printed = figure.data
+    assert [trace.y[0] for trace in ours] == ["slot 7", "cnn"]
+    assert (list(printed.x), list(printed.y)) == ([0.98], ["cnn"])
+    assert list(figure.layout.yaxis.range) == [1.5, -0.5]  # the first on top

@@ -1,10 +1,13 @@
 """All slots at a glance, against numbers worked out by hand."""
 
 from dataclasses import replace
+from datetime import datetime, timedelta
+
+from plotly.graph_objects import Figure
 
 from deepfake.config import Hyperparameters
 from study.config import Space
-from study.overview import Spared, parallel_figure, pruning_figure, spared
+from study.overview import LINES, Spared, parallel_figure, pruning_figure, spared, stops
 from study.records import DIVERGED, SlotRecord, State
 
 SPACE = Space.model_validate(
@@ -48,7 +51,7 @@ def test_pruned_slots_are_spared_what_max_epochs_would_have_let_them_have() -> N
     bars = {
         (trace.name, slot): epochs
         for trace in figure.data
-        for slot, epochs in zip(trace.y, trace.x, strict=True)
+        for slot, epochs in zip(trace.x, trace.y, strict=True)
     }
     assert bars == {
         ("cnn, trained", 0): 4,
@@ -71,15 +74,48 @@ def test_a_study_without_a_pruned_slot_has_no_figure_of_pruning() -> None:
     assert parallel_figure([], SPACE) is None
 
 
+def test_the_stops_are_in_the_order_of_time_since_the_first_slot_began() -> None:
+    noon = datetime(2026, 1, 1, 12)
+    begun = [
+        replace(RECORDS[0], started=noon, seconds=600.0),
+        replace(RECORDS[1], started=noon + timedelta(seconds=30), seconds=70.0),
+        replace(RECORDS[2], started=noon + timedelta(seconds=60), seconds=20.0),
+    ]
+    assert [(stop.record.number, stop.after_s) for stop in stops(begun)] == [(2, 80), (1, 100)]
+    assert [stop.after_s for stop in stops(RECORDS)] == [None, None]
+
+
+def lines_of(figure: Figure) -> list[list[float]]:
+    """Every slot's places on the axes, in the order they are drawn."""
+    found: list[list[float]] = [[]]
+    for trace in figure.data:
+        for y in trace.y:
+            if y is None:
+                found.append([])
+            else:
+                found[-1].append(round(y, 9))
+    return found[:-1]
+
+
 def test_a_line_runs_through_what_a_slot_drew_on_the_scale_it_was_drawn_on() -> None:
     figure = parallel_figure(RECORDS, SPACE)
     assert figure is not None
     # slots 1, 2 and, over them, the best, 0; lr by its logarithm: 1e-2, 1e-3, 1e-4; dropout
     # 0.6, 0.4, 0.2; best loss 1.0, 0.8, 0.5
-    lines = [[round(y, 9) for y in trace.y] for trace in figure.data]
-    assert lines == [[1, 1, 1], [0.5, 0.5, 0.6], [0, 0, 0]]
+    assert lines_of(figure) == [[1, 1, 1], [0.5, 0.5, 0.6], [0, 0, 0]]
+    assert [list(trace.customdata[::4]) for trace in figure.data] == [[1, 2], [0]]
     assert list(figure.layout.xaxis.ticktext) == ["lr", "dropout", "validation loss"]
     ends = [note.text for note in figure.layout.annotations]
     assert ends == ["0.0001", "0.01", "0.2", "0.6", "0.5", "1"]
-    assert [trace.line.dash for trace in figure.data] == ["dot", "dot", "solid"]
-    assert [trace.line.width for trace in figure.data] == [1.5, 1.5, 4]
+    assert [trace.line.dash for trace in figure.data] == ["dot", "solid"]
+    assert [trace.line.width for trace in figure.data] == [1.5, 4]
+
+
+def test_of_many_slots_the_best_have_lines_and_the_baselines() -> None:
+    many = [record(n, "complete", 1e-3, 0.2, 1 - n / 1000) for n in range(LINES + 50)]
+    many[3] = replace(many[3], baseline="cnn")
+    figure = parallel_figure(many, SPACE)
+    assert figure is not None
+    assert len(lines_of(figure)) == LINES + 1
+    drawn = {slot for trace in figure.data for slot in trace.customdata}
+    assert drawn == {3, None, *range(50, LINES + 50)}

@@ -1,6 +1,7 @@
 """The HTML report and the MLflow UI, looked at in a real browser."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 from mlflow import MlflowClient
 from selenium.webdriver import Chrome
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from deepfake.corruptions import SUITE
@@ -29,6 +32,23 @@ from tests.small_study import SLOTS
 pytestmark = [pytest.mark.slow, needs_browser]
 
 LOAD_S = 60
+A4_PX = 710  # 210 mm less the page's margins
+SECTIONS = ["answer", "study", "slices", "pruning-timeline", "trials", "curves", "confusion"]
+SECTIONS += ["failures", "corruptions", "data", "proofs", "origin", "reproduce"]
+LOOK = """
+document.querySelectorAll('details').forEach(d => d.open = true);
+const all = (selector, of) => [...document.querySelectorAll(selector)].map(of);
+const named = e => e.alt || e.getAttribute('aria-label');
+return {
+  sections: all('main > section', s => s.id),
+  links: all('nav a', a => a.hash.slice(1)),
+  lang: document.documentElement.lang,
+  levels: all('h1, h2, h3, h4, h5', h => Number(h.tagName[1])),
+  unscoped: all('th:not([scope])', h => h.textContent),
+  silent: all('img, .figure, .scroll', e => named(e) ? '' : e.outerHTML).filter(Boolean),
+  unreached: all('.scroll', e => e.tabIndex ? e.outerHTML : '').filter(Boolean),
+};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +121,74 @@ class TestReport:
         open_report(browser, report_url)
         prefer_scheme(browser, "dark")
         browser.execute_script("document.querySelector('[data-pick=all]').click()")
-        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        browser.execute_cdp_cmd("Page.printToPDF", {})
         asked = [u for u in requested_urls(browser) if not u.startswith(("data:", "blob:"))]
         assert asked == [report_url]
         assert console_errors(browser) == []
+
+    def test_has_every_section_in_order_and_can_be_read_aloud(
+        self, browser: Chrome, report_url: str
+    ):
+        open_report(browser, report_url)
+        found = browser.execute_script(LOOK)
+        assert found["sections"] == found["links"] == SECTIONS
+        assert found["lang"] == "en"
+        assert found["levels"][:3] == [1, 2, 3]
+        deeper = [b for a, b in itertools.pairwise(found["levels"]) if b > a + 1]
+        assert not deeper, "a heading skips a level"
+        assert not found["unscoped"], "table heads without a scope"
+        assert not found["silent"], "pictures, figures or scroll boxes without a name"
+        assert not found["unreached"], "scroll boxes that no key reaches"
+
+    def test_shows_faces_of_train_and_val_and_how_to_make_it_again(
+        self, browser: Chrome, report_url: str
+    ):
+        open_report(browser, report_url)
+        sheets = browser.execute_script(
+            "return [...document.querySelectorAll('#data .sheet')].map(s => [s.dataset.split,"
+            " s.dataset.label, [...s.querySelectorAll('img')].filter(i => i.naturalWidth).length])"
+        )
+        parts = [(split, label) for split in ("train", "val") for label in ("real", "fake")]
+        assert [(split, label) for split, label, _ in sheets] == parts
+        assert all(0 < faces <= 12 for _, _, faces in sheets)
+        said = browser.find_element(By.ID, "commands").text.splitlines()
+        programs = [line.split()[1] for line in said if line.startswith("deepfake-study")]
+        assert programs == ["prepare", "run", "evaluate", "report"]
+
+    def test_follows_the_scheme_while_it_is_open_and_prints_in_the_light(
+        self, browser: Chrome, report_url: str
+    ):
+        open_report(browser, report_url)
+        ink = "getComputedStyle(document.querySelector('#history .xtick text')).fill"
+        light = browser.execute_script(f"return {ink}")
+        prefer_scheme(browser, "dark")
+        wait_for(browser, f"{ink} !== '{light}'")
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        assert browser.execute_script(f"return {ink}") == light
+        folded = "return document.querySelectorAll('details:not(.long, [open])').length"
+        assert browser.execute_script(folded) == 0
+        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        assert browser.execute_script(f"return {ink}") != light
+        assert browser.execute_script(folded) > 0
+
+    def test_fits_a_printed_page(self, browser: Chrome, report_url: str):
+        resize(browser, A4_PX)
+        open_report(browser, report_url)
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        try:
+            over = browser.execute_script(
+                "return [...document.querySelectorAll('main *')].filter(e => "
+                f"e.getClientRects().length && e.getBoundingClientRect().right > {A4_PX} + 1)"
+                ".map(e => [e.tagName, e.id, e.className, e.getBoundingClientRect().right])"
+            )
+            assert over == []
+            hidden = "return ['nav', '.pick'].map(s => document.querySelector(s).offsetHeight)"
+            assert browser.execute_script(hidden) == [0, 0]
+            paper = "return getComputedStyle(document.body).backgroundColor"
+            assert browser.execute_script(paper) == "rgb(255, 255, 255)"
+        finally:
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
     def test_draws_every_figure(self, browser: Chrome, report_url: str):
         open_report(browser, report_url)
@@ -115,7 +198,8 @@ class TestReport:
         kinds = {corruption.kind for corruption in SUITE.values()}
         falls = {f"corruptions-{kind}" for kind in kinds}
         tested = {"roc", "precision-recall", "reliability-before", "reliability-after"}
-        searched = {"history", "parallel", "curves-loss", "curves-accuracy"}
+        tested |= {"standing", "differences"}
+        searched = {"history", "parallel", "curves-loss", "curves-accuracy", "sizes"}
         assert ids - {"incumbents", "pruning"} == searched | slices | falls | tested
         drawn = browser.execute_script(
             "return [...document.querySelectorAll('.figure')].map(f => "
@@ -199,15 +283,35 @@ class TestReport:
 
     def test_picks_curves_by_slot(self, browser: Chrome, report_url: str):
         open_report(browser, report_url)
-        count = (
-            "new Set(document.getElementById('curves-loss').data"
-            ".filter(t => t.visible).map(t => t.meta.slot)).size"
-        )
+        count = "new Set(document.getElementById('curves-loss').data.map(t => t.meta.slot)).size"
+        complete = len(browser.find_elements(By.CSS_SELECTOR, "#trials tr.complete"))
         first = len(browser.find_elements(By.CSS_SELECTOR, ".pick [data-first]"))
         assert browser.execute_script(f"return {count}") == first
-        for pick, shown in (("all", SLOTS), ("none", 0), ("first", first)):
+        for pick, shown in (("all", SLOTS), ("none", 0), ("top", complete), ("first", first)):
             browser.find_element(By.CSS_SELECTOR, f"[data-pick={pick}]").click()
             wait_for(browser, f"{count} === {shown}")
+
+    def test_a_click_on_a_slot_draws_its_curves(self, browser: Chrome, report_url: str):
+        open_report(browser, report_url)
+        slots = "[...new Set(document.getElementById('curves-loss').data.map(t => t.meta.slot))]"
+        browser.execute_script("document.querySelector('[data-pick=none]').click()")
+        link = browser.find_element(By.CSS_SELECTOR, "#trials [data-slot='3']")
+        link.send_keys(Keys.ENTER)  # as from the keyboard
+        wait_for(browser, f"{slots}.join() === '3'")
+        assert browser.execute_script("return location.hash") == "#curves"
+        point = "document.querySelector('#history .scatterlayer .trace:last-of-type .point')"
+        clicked = browser.execute_script(
+            "const trace = document.getElementById('history').data.findLast(t => t.customdata);"
+            f"{point}.scrollIntoView({{block: 'center'}}); return trace.customdata[0]"
+        )
+        box = browser.execute_script(
+            f"const b = {point}.getBoundingClientRect(); return [b.x, b.y]"
+        )
+        builder = ActionBuilder(browser)
+        builder.pointer_action.move_to_location(int(box[0]) + 4, int(box[1]) + 4).click()
+        builder.perform()
+        wanted = ",".join(str(slot) for slot in sorted({3, clicked}))
+        wait_for(browser, f"{slots}.join() === '{wanted}'")
 
     def test_sorts_the_trials(self, browser: Chrome, report_url: str):
         open_report(browser, report_url)

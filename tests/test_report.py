@@ -12,12 +12,16 @@ import pytest
 import yaml
 
 from deepfake.config import Hyperparameters, UserError, Variant
+from scripts.benches.filled import EPOCHS, filled_study
 from study import charts
 from study.analysis import analysis
 from study.config import Space, StudyConfig
+from study.gallery import PICTURES
 from study.load import load_config
+from study.page import number, share
+from study.recipe import commands, reproducible
 from study.records import SlotRecord
-from study.report import number, reproducible, share, write_report
+from study.report import write_report
 from study.slots import Slots, create_or_join
 from study.space import suggest
 from tests.runs import Folder
@@ -54,7 +58,11 @@ def record(number: int, *losses: float, state: str = "complete", **changes: Any)
 
 
 def figures_of(page: str) -> dict[str, Any]:
-    found = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
+    return json_of(page, "figures")
+
+
+def json_of(page: str, name: str) -> dict[str, Any]:
+    found = re.search(rf'id="{name}">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return json.loads(found[1])
 
@@ -120,9 +128,15 @@ class TestStages:
         assert sorted(figures) == sorted(
             ["history", "parallel", "pruning", *slices, "curves-loss"]
         )
-        drawn = [trace for trace in figures["curves-loss"]["data"] if trace["y"]]
-        assert [trace["meta"]["slot"] for trace in drawn] == [0, 1, 3]
-        assert [trace["visible"] for trace in drawn] == [True, True, False]
+        curves = json_of(page, "slot-curves")
+        assert {slot: of["curves"] for slot, of in curves.items()} == {
+            "0": {"val_loss": [0.9, 0.7]},
+            "1": {"val_loss": [0.8, 0.85]},
+            "3": {"val_loss": [0.6]},
+        }
+        boxes = re.findall(r'type="checkbox" value="(\d)"( checked)?', text)
+        assert boxes == [("0", " checked"), ("1", " checked"), ("3", "")]
+        assert set(json_of(page, "slot-hovers")) == {"0", "1", "2", "3"}  # those that drew
 
     def test_an_evaluation_of_an_earlier_best(
         self, make_config: MakeConfig, tmp_path: Path
@@ -154,7 +168,7 @@ class TestStages:
         page = written(slots, tmp_path)
         text = without_plotly(page)
         for comparison in found["comparisons"]:
-            assert comparison["sentence"][1:] in text
+            assert comparison["sentence"][1:].replace(" %", "\xa0%") in text
         assert "under 32 px" not in text  # every face of the table has 100 px
         assert text.count('data-figure="ece_scaled"') == 1
         assert "No curves and no pictures: MLflow can&#39;t be reached or has no run" in text
@@ -215,6 +229,18 @@ class TestPage:
         assert "default-src 'none'" in text
         assert re.findall(r"""(?:src|href)=["'](?!#)|url\(|@import""", text) == []
 
+    def test_the_largest_study_stays_under_ten_megabytes(
+        self, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
+        page = written(filled_study(make_config("study.n_trials=1000"), 1000), tmp_path)
+        # what a thousand slots add here, and the four further curves of each that MLflow has
+        further = 1000 * 4 * EPOCHS * len("0.123456,")
+        galleries = 2 * 4 * PICTURES * 8_000  # of four models; a picture has 3 kB or so
+        assert len(page) + further + galleries < 10_000_000
+        assert set(json_of(page, "slot-curves")) == {str(n) for n in range(1000)}
+        heights = [figure["layout"]["height"] for figure in figures_of(page).values()]
+        assert max(heights) <= 400
+
     def test_the_two_files_give_the_same_study_again(
         self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -228,6 +254,31 @@ class TestPage:
         assert load_config(Path("study.yaml"), storage=storage) == config
         from_root, _ = reproducible(config, Path("/"))
         assert yaml.safe_load(from_root)["tracking"]["uri"] == config.tracking.uri
+
+    def test_the_commands_go_from_the_photos_to_the_page(
+        self, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
+        config = make_config(f"data.annotations=[{tmp_path}/data/own/Train_poly.json]")
+        finalists = [
+            {"slot": slot, "role": role, "seed": seed}
+            for slot, role in ((7, "candidate"), (9, "candidate"), (0, "baseline"))
+            for seed in range(3)
+        ]
+        sample, commit = "--photos 24 --seed 7", "a" * 40 + "-dirty"
+        found = commands(
+            config, tmp_path, finalists, sample=sample, corruptions=False, commit=commit
+        )
+        assert found[0] == f"git checkout {'a' * 40}  # its files were changed"
+        assert found[3:] == [
+            "deepfake-study sample data/own --photos 24 --seed 7",
+            "deepfake-study prepare study.yaml",
+            "deepfake-study run study.yaml",
+            "deepfake-study evaluate study.yaml --top 2 --seeds 3 --no-corruptions",
+            "deepfake-study report study.yaml",
+        ]
+        unfinished = commands(config, tmp_path, [], sample=None, corruptions=False, commit=None)
+        assert unfinished[2].startswith("# the JSONs and photos come first")
+        assert [line.split()[1] for line in unfinished[3:]] == ["prepare", "run", "report"]
 
 
 class TestCharts:
@@ -243,7 +294,9 @@ class TestCharts:
         assert figure is not None
         assert list(figure.data[0].x) == [0, 1, 2, 4]
         assert list(figure.data[0].y) == [None, 0.8, 0.8, 0.5]
-        colours = {trace.name: trace.marker.color for trace in figure.data[1:]}
+        rings = figure.data[1]
+        assert (list(rings.x), list(rings.y)) == ([1, 4], [0.8, 0.5])
+        colours = {trace.name: trace.marker.color for trace in figure.data[2:]}
         assert colours == {v: charts.COLOURS[v] for v in ("cnn", "mobilenet_v2_frozen")}
 
     def test_a_diverged_slot_does_not_flatten_the_others(self) -> None:
@@ -256,17 +309,25 @@ class TestCharts:
         assert kind([record(0, 0.5), record(1, 748.0)]) == "log"
         assert kind([record(0, 0.5), record(1, math.inf)]) is None
 
-    def test_a_loss_under_corruptions_is_named_and_drawn_dashed_beside_the_clean_one(self) -> None:
+    def test_a_loss_under_corruptions_is_named_and_in_the_page_beside_the_clean_one(self) -> None:
         records = [record(0, 0.9, 0.8, objective="robust_val_loss")]
         figure = charts.history_figure(records)
         assert figure is not None
         assert figure.layout.yaxis.title.text == "best validation loss under corruptions"
         curves = {0: {"val_loss": {0: 0.5, 1: 0.4}, "robust_val_loss": {0: 0.9, 1: 0.8}}}
-        drawn = charts.curves_figure(records, curves, "loss", {0}).data
-        assert [(trace.line.dash, trace.y) for trace in drawn if trace.y] == [
-            ("solid", (0.5, 0.4)),
-            ("dash", (0.9, 0.8)),
-        ]
+        assert charts.drawable(records, curves) == {
+            0: {
+                "colour": charts.COLOURS["cnn"],
+                "symbol": "circle",
+                "curves": {"val_loss": [0.5, 0.4], "robust_val_loss": [0.9, 0.8]},
+            }
+        }
+
+    def test_curves_have_six_digits_and_a_gap_where_an_epoch_is_missing(self) -> None:
+        curves = {0: {"val_loss": {0: 1 / 3, 2: 2e-9 / 3}, "val_accuracy": {}}, 1: {}}
+        drawn = charts.drawable([record(0, 0.5), record(1, 0.5)], curves)
+        assert drawn.keys() == {0}
+        assert drawn[0]["curves"] == {"val_loss": [0.333333, None, 6.66667e-10]}
 
     def test_slices_are_of_what_is_drawn(self) -> None:
         figures = charts.slice_figures([record(0, 0.5), record(1, 0.6)], SPACE)

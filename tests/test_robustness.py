@@ -24,7 +24,7 @@ from deepfake.fit import evaluate
 from deepfake.metrics import measure
 from deepfake.rows import Rows
 from deepfake.store import Faces
-from study.charts import corruption_figures
+from study.diagrams import corruption_figures
 from study.figures import corruptions_figure
 from study.finals import Contender
 from study.robustness import COLUMNS, Row, falls_of, first_seeds, steps, write_corruptions

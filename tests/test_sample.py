@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from deepfake.config import FAKE, REAL
 from deepfake.openforensics import read_faces
-from deepfake.sample import draw_sample
+from deepfake.sample import draw_sample, seed_of
 
 PHOTOS = 12
 
@@ -43,6 +43,16 @@ def contents(annotations_json: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def test_photos_tell_the_seed_they_were_drawn_by(drawn: Path, tmp_path: Path) -> None:
+    names = {image["id"]: image["file_name"] for image in read(drawn)["images"]}
+    assert seed_of(names) == 0
+    other = read(draw_sample(tmp_path, 2, seed=3))["images"]
+    assert seed_of({image["id"]: image["file_name"] for image in other}) == 3
+    assert seed_of(names | {5: other[0]["file_name"]}) is None
+    assert seed_of({0: "Images/Train/a.jpg"}) is None
+    assert seed_of({}) is None
 
 
 def test_the_same_seed_gives_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
