@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError
 
 from deepfake.config import ConfigError, Frozen, Hyperparameters
+from deepfake.mistakes import explain, known_keys, read_yaml
 
 
 class Figures(Frozen):
@@ -54,19 +54,12 @@ class Baselines(Frozen):
 def load_baselines(path: Path) -> Baselines:
     """Raises ConfigError if the file is absent or not of this shape."""
     try:
-        document = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"baselines: {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"baselines: {path} is not YAML ({' '.join(str(error).split())})"
-        ) from error
-    try:
-        found = Baselines.model_validate(document)
+        found = Baselines.model_validate(read_yaml(path, "configs/baselines.yaml"))
+    except ConfigError as error:
+        raise ConfigError(f"baselines: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"baselines: {path}: '{key}': {first['msg']}") from error
+        flaw = explain(error, set(known_keys(Baselines)))
+        raise ConfigError(f"baselines: {path}: {flaw}") from None
     names = [baseline.name for baseline in found.baselines]
     if len(set(names)) < len(names):
         raise ConfigError(f"baselines: {path}: the names {names} are not unique")

@@ -179,7 +179,7 @@ def check_onnx() -> None:
     """Raises UserError if the extra is not installed."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"--onnx needs {', '.join(missing)}: scripts/install.sh onnx")
+        raise UserError(f"--onnx needs {', '.join(missing)}: pip install 'deepfake-study[onnx]'")
 
 
 def write_onnx(folder: Path, info: ModelInfo, network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -85,6 +86,9 @@ def init_kaiming(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
+_WANTED = "give a torchvision mobilenet_v2 state dict that torch.save wrote, imagenet or none"
+
+
 def load_weights(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     """The MobileNetV2 state dict that `train.weights` names, and a hash that identifies it.
 
@@ -100,7 +104,7 @@ def load_weights(weights: str) -> tuple[dict[str, Tensor] | None, str]:
         first = str(error).splitlines()[1].strip()
         raise ConfigError(
             f"train.weights: {weights} is no MobileNetV2 state dict of torchvision's layout "
-            f"(below 'features.': {first[:120]})"
+            f"(below 'features.': {first[:120]}); {_WANTED}"
         ) from error
     return state, state_dict_sha256(state)
 
@@ -173,15 +177,16 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"train.weights: {path} is not a file; give imagenet, none or a path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that it refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a file that is not its own
         raise ConfigError(
-            f"train.weights: {path} can't be read as weights ({_reason(error)})"
+            f"train.weights: {path} can't be read as weights ({_reason(error)}); {_WANTED}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ConfigError(f"train.weights: {path} holds no state dict (name -> tensor)")
+        raise ConfigError(f"train.weights: {path} holds no state dict (name -> tensor); {_WANTED}")
     return state
 
 

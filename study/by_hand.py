@@ -6,8 +6,8 @@ import re
 from pydantic import ValidationError
 
 from deepfake.config import ConfigError, Hyperparameters
+from deepfake.mistakes import SYNONYMS, explain
 from study.config import Range, Space, StudyConfig, flattened
-from study.load import SYNONYMS, explain
 from study.mismatch import StudyMismatch, refuse_other
 from study.slots import Slots
 from study.stop import StudyStopped
@@ -39,7 +39,7 @@ def grow(slots: Slots, trials: str) -> int:
         if n_trials < there:
             raise StudyMismatch(
                 f"--trials {trials}: study '{slots.config.name}' has {there} slots already: a "
-                "budget can grow but not shrink"
+                "budget can grow but not shrink; say more, or +N for N on top"
             )
         return n_trials
 
@@ -75,7 +75,7 @@ def given_params(text: str, space: Space) -> Hyperparameters:
     try:
         params = Hyperparameters.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"--params: {explain(error.errors()[0])}") from None
+        raise ConfigError(f"--params: {explain(error, known)}") from None
     if problem := space.problem_with(params):
         raise ConfigError(f"--params: outside the space: {problem}")
     return params

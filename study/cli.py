@@ -105,7 +105,8 @@ def sample(
                 lambda done, all_: advance("draw", done, all_),
             )
         except OSError as error:
-            raise UserError(f"{error.filename or out_dir}: {error.strerror or error}") from None
+            where = f"{error.filename or out_dir}: {error.strerror or error}"
+            raise UserError(f"{where}; mend that, or name another folder") from None
     typer.echo(path)
 
 
@@ -484,10 +485,7 @@ def status(
     loaded = _load(config, set_)
     slots = join(loaded)
     if watch:
-        try:
-            follow(slots, StudyView(_stderr(), loaded.train.max_epochs), interval)
-        except KeyboardInterrupt:
-            raise typer.Exit(DONE) from None
+        follow(slots, StudyView(_stderr(), loaded.train.max_epochs), interval)
     records = slots.records()
     if is_stopped(slots):
         _stderr().print(f"stopped by `stop`; go on with: {_again('run', config, set_)}")
@@ -778,18 +776,39 @@ def main() -> None:
         "onnx_ir",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # deepfake.config takes pydantic, a tenth of a second: --help and a bad option do without
     try:
-        app()
+        code = app(standalone_mode=False)  # else typer draws a box around what it can't take
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        code = 128 + signal.SIGINT
     except Exception as error:
-        from deepfake.config import UserError
-
-        if not isinstance(error, UserError):
+        line = _mendable(error)
+        if line is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(MENDABLE)
+        if line:  # empty: typer has shown the help
+            sys.stderr.write(f"error: {line}\n")
+        code = MENDABLE
+    sys.exit(code)
+
+
+def _mendable(error: Exception) -> str | None:
+    """The one line of what a user can mend; None for what only we can."""
+    if isinstance(error, typer.TyperException):
+        return _of_arguments(error)
+    from deepfake.config import UserError
+    from deepfake.mistakes import of_machine
+
+    return str(error) if isinstance(error, UserError) else of_machine(error)
+
+
+def _of_arguments(error: typer.TyperException) -> str:
+    """What typer says of an option, with the value that it leaves out."""
+    from pydantic import ValidationError
+
+    line = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error.__cause__, ValidationError):
+        line += f", not {error.__cause__.errors()[0]['input']}"
+    context = getattr(error, "ctx", None)
+    return f"{line}; see: {context.command_path} --help" if line and context else line
 
 
 def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":

@@ -119,7 +119,10 @@ def reason_of(url: str, error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error.__cause__ or error
     reason = " ".join(str(getattr(cause, "orig", None) or cause).split()) or type(cause).__name__
     if isinstance(error, ImportError | sqlalchemy.exc.NoSuchModuleError):
-        reason = "its driver is missing; pip install 'deepfake-study[postgres]'"
+        reason = (
+            "its driver is missing: pip install 'deepfake-study[postgres]', and write "
+            "postgresql+psycopg://"
+        )
     for part in _secrets(url):
         reason = reason.replace(part, "***")
     return reason[:300]

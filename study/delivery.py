@@ -197,12 +197,22 @@ def check_tracking(config: StudyConfig) -> str | None:
         except OSError as error:
             return f"tracking.uri: {uri} does not answer ({error}); the study goes on, runs wait"
         return None
+    artifacts = config.tracking.artifacts_dir
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"tracking.artifacts_dir: {artifacts}: {error.strerror}; name a folder that can be "
+            "written"
+        ) from None
     try:
         sqlite.parent.mkdir(parents=True, exist_ok=True)
-        config.tracking.artifacts_dir.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(sqlite, timeout=0.1)) as probe:
             probe.execute("BEGIN IMMEDIATE")
     except (OSError, sqlite3.Error) as error:
         if "locked" not in str(error):  # another writes it: it can be written
-            raise TrackingError(f"tracking.uri: {uri}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TrackingError(
+                f"tracking.uri: {uri}: {reason}; name another file, or a server's http://host:port"
+            ) from None
     return None

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,17 @@ class Evaluator:
         set_up(self.config, device)
         self.inputs = Inputs.load(self.config, load_prepared(self.config.data))
         slots.refuse_other(study_fingerprint(self.config, self.inputs))
-        self.tracker = Tracker(self.config, slots)
         splits = self.inputs.prepared.summary.splits
         self.further = tuple(split for split in splits if split not in SPLITS)  # test sets
         self.predictions = pd.DataFrame()  # of the last evaluate: see study.predictions
         self._rows: list[pd.DataFrame] = []  # of the predictions
         self._falls: list[Row] = []  # under corruptions
         self._steps = Steps(quiet, "", 0)  # batches of the stage under way
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Late: it begins the study's MLflow run, and a wrong number is no reason to."""
+        return Tracker(self.config, self.slots)
 
     def evaluate(
         self,

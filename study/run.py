@@ -20,6 +20,7 @@ from study.records import SlotRecord
 from study.slots import Slots, create_or_join
 from study.spool import Spool
 from study.stop import StopSignal
+from study.storage import check_storage
 from study.worker import study_fingerprint
 
 
@@ -44,10 +45,11 @@ def begin(
 ) -> Slots:
     """The study of config, created or joined, with its data prepared.
 
-    What can't work is said before data is touched: weights, checkpoints, the tracking store.
+    What can't work is said before data is touched: weights, checkpoints, both stores.
     """
     weights = load_weights(config.train.weights)
     check_writable(config.checkpoints_dir)
+    check_storage(config.study)
     if (warning := check_tracking(config)) is not None:
         warn(warning)
     inputs = Inputs.load(config, prepare(config), weights)

@@ -371,7 +371,7 @@ def create_or_join(
     if not has_reruns_alone(config) and slots._budget(attributes) < len(by_slot):
         raise StudyMismatch(
             f"study '{config.name}' has {len(by_slot)} slots already, study.n_trials says "
-            f"{config.study.n_trials}: a budget can grow but not shrink"
+            f"{config.study.n_trials}: a budget can grow but not shrink; say more"
         )
     slots._fill(by_slot, attributes)
     return slots

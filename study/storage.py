@@ -5,9 +5,11 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import optuna
@@ -311,12 +313,31 @@ def open_storage(
     """
     url = search.storage.get_secret_value()
     waiting = Patience(OUTAGE_S if patient else 0.0, hurried)
-    try:
+    with _opening(url, create):
         if make_url(url).get_backend_name() == "sqlite":
             _check_sqlite_file(url, create)
         return waiting.call(
             lambda: _open(search, Patience(OUTAGE_S, hurried)), lambda error: reason_of(url, error)
         )
+
+
+def check_storage(search: SearchConfig) -> None:
+    """Before hours of work: raises StorageError as open_storage would. Creates no tables."""
+    url = search.storage.get_secret_value()
+    with _opening(url, create=True):
+        if make_url(url).get_backend_name() == "sqlite":
+            file = _check_sqlite_file(url, create=True)
+            if not file.exists():  # asking SQLite would create it
+                TemporaryFile(dir=file.parent).close()
+                return
+        has_tables(url)
+
+
+@contextmanager
+def _opening(url: str, create: bool) -> Iterator[None]:
+    """Whatever a database can't be opened for is a StorageError."""
+    try:
+        yield
     except FileNotFoundError as error:
         if create:
             raise StorageError(_cannot_open(url, str(error))) from None
@@ -346,20 +367,25 @@ def _open(search: SearchConfig, patience: Patience) -> Storage:
         raise
 
 
-def _check_sqlite_file(url: str, create: bool) -> None:
+def _check_sqlite_file(url: str, create: bool) -> Path:
     database = make_url(url).database
     if not database or database == ":memory:":
         raise ValueError("a study in memory can't be shared by workers; name a file")
+    file = Path(database)
     if create:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
-    elif not Path(database).exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+    elif not file.exists():
         raise FileNotFoundError(database)
+    return file
 
 
 def _cannot_open(url: str, reason: str) -> str:
+    opened = f"study.storage: {redact(url)} can't be opened"
     if "driver is missing" in reason:
-        return f"study.storage: {redact(url)} can't be opened: {reason}"
+        return f"{opened}: {reason}"
+    if url.startswith("sqlite"):
+        return f"{opened} ({reason}); give sqlite:///path of a file that can be written"
     return (
-        f"study.storage: {redact(url)} can't be opened ({reason}); check that the server "
-        "runs and that the URL is sqlite:///path or postgresql+psycopg://user@host/database"
+        f"{opened} ({reason}); check that the server runs and that the URL is sqlite:///path or "
+        "postgresql+psycopg://user@host/database"
     )

@@ -30,8 +30,8 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
         return 0
     if not Path(uri.removeprefix("sqlite:///")).exists():
         raise TrackingError(f"tracking.uri: {uri}: no such file; no study was run here yet")
-    page = runs_page(config)
     port = _free_port(port)
+    page = runs_page(config)
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     # MLflow's own list has every private network in it; a page of another host is refused here
     hosts = f"127.0.0.1:{port},localhost:{port}"

@@ -15,6 +15,7 @@ import torch
 
 from deepfake.checkpoint import Checkpoints, check_writable
 from deepfake.config import ConfigError, UserError
+from deepfake.mistakes import first_sentence, out_of_memory
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
 from study.by_hand import check_stopped
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
@@ -141,7 +142,7 @@ def _run_slot(
     checkpoints = checkpoints_of(slots, slot.number, slot.attempt)
     attempt = Attempt(slot, lease, checkpoints, slots, run)
     try:
-        with lease.held(), _settled(attempt):
+        with lease.held(), _settled(attempt, device):
             outcome = run_trial(attempt, inputs, device, stop.check)
             _tell(slots, slot, outcome)
             run.end(outcome.state, outcome.reason)
@@ -150,6 +151,8 @@ def _run_slot(
             log.info("%s, %s %s", ended, slots.config.study.objective, outcome.value)
     except SlotLost as lost:
         log.warning("%s; going on with the next", lost)
+    # here, not where a failure is handled: its traceback still holds what was on the device
+    torch.cuda.empty_cache()
 
 
 def _tell(slots: Slots, slot: Slot, outcome: Outcome) -> None:
@@ -164,7 +167,7 @@ def _tell(slots: Slots, slot: Slot, outcome: Outcome) -> None:
 
 
 @contextmanager
-def _settled(attempt: Attempt) -> Iterator[None]:
+def _settled(attempt: Attempt, device: torch.device) -> Iterator[None]:
     """Whatever ends the block, the slot is left for another worker or another attempt."""
     slot, slots = attempt.slot, attempt.slots
     try:
@@ -185,11 +188,21 @@ def _settled(attempt: Attempt) -> Iterator[None]:
         slots.free(slot, reason)
         raise UserError(f"slot {slot.number} is left to other workers: {reason}") from error
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        log.exception("slot %d failed", slot.number)
-        slots.fail(slot, reason, retry=True)
+        reason = _reason(error, slots.config, device)
+        log.error("slot %d failed: %s", slot.number, reason, exc_info=not out_of_memory(error))
+        slots.fail(slot, reason, retry=True)  # memory too: another process may have had it
         attempt.run.fail(reason, traceback.format_exc())
-        torch.cuda.empty_cache()  # out of memory: the next trial needs it
+
+
+def _reason(error: Exception, config: StudyConfig, device: torch.device) -> str:
+    if not out_of_memory(error):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    batch = config.train.batch_size
+    return (
+        f"out of memory on {device} ({first_sentence(error)}) with train.batch_size {batch}: "
+        "give it fewer workers, or begin a study with smaller batches: "
+        f"--set train.batch_size={max(1, batch // 2)} --new"
+    )
 
 
 def _end_stalled(slot: Slot, slots: Slots, run: SlotRun) -> None:

@@ -1,6 +1,8 @@
 """Draws a handful of small photos with an OpenForensics JSON, for tests of the data's flow."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,18 @@ def draw_set(
             faces.append(face(2 * i, i, 0, [2 + i % 5, 3, 24, 24]))
         faces.append(face(2 * i + 1, i, 1, [50, 20 + i % 5, 30, 30]))
     return write_json(folder / f"{stem}.json", names, faces)
+
+
+def huge_png(path: Path, width: int = 20_000, height: int = 10_000) -> Path:
+    """200 megapixels of black in some kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width // 8 + 1) * height))
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path

@@ -76,7 +76,10 @@ class Folder:
 
         Not for run and worker, which take the signals.
         """
-        arguments = self.arguments(name, *options)
+        return self.typed(*self.arguments(name, *options))
+
+    def typed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A whole command line in this process."""
         out, err, code = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.path)

@@ -92,7 +92,7 @@ def test_an_unknown_hyperparameter_is_refused_by_name(refused, document):
 
 def test_a_missing_hyperparameter_is_refused_by_name(refused, document):
     del document["baselines"][0]["params"]["dropout"]
-    assert "'baselines.0.params.dropout': Field required" in refused(document)
+    assert "'baselines.0.params.dropout' is missing" in refused(document)
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,18 @@ def test_no_baseline_at_all_is_refused(refused, document):
 
 @pytest.mark.parametrize("text", ["", "[]", "just text", "12"])
 def test_a_file_of_another_shape_is_refused(refused, text):
-    assert "dictionary" in refused(text)
+    assert "Input should be a section of keys, not " in refused(text)
 
 
 def test_a_file_that_is_not_yaml_is_refused_with_the_line(refused):
     message = refused("source: x\nbaselines: cnn: 1\n")
-    assert "is not YAML" in message
-    assert "line 2" in message
+    assert "not YAML: line 2, column 15: mapping values are not allowed" in message
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "baselines.yaml"
     path.write_bytes(b"source: caf\xe9\n")
-    with pytest.raises(ConfigError, match=f"baselines: {path} is not YAML") as caught:
+    with pytest.raises(ConfigError, match=f"baselines: {path}: byte 11 is not UTF-8") as caught:
         load_baselines(path)
     assert "\n" not in str(caught.value)
 

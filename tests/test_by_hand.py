@@ -133,7 +133,7 @@ WRONG_PARAMS = {
     "lr=1e-3,lr=1e-4": "'lr' is named twice",
     f"{OWN},dropout=0.2": "'dropout' is named twice",
     OWN.replace("cnn", "resnet"): "'variant': Input should be 'cnn'",
-    OWN.replace("3e-4", "fast"): "'lr': Input should be a valid number",
+    OWN.replace("3e-4", "fast"): "'lr': Input should be a number",
     OWN.replace("3e-4", "nan"): "'lr': Input should be a finite number",
     OWN.replace("3e-4", "-1"): "'lr': Input should be greater than 0",
     OWN.replace("3e-4", "5"): r"outside the space: lr 5 is not in [",

@@ -1,6 +1,5 @@
-"""The study's YAML: every mistake is one line that names the key and the value."""
+"""The study's YAML and what it becomes; mistakes in it are tests/test_errors_of_settings.py's."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,81 +33,6 @@ PREPARED = Prepared(
         fake_in_json=0,
     ),
 )
-
-MISTAKES = {
-    "train.learning_rate=0.1": r"unknown key 'train\.learning_rate'; did you mean 'space\.lr'\?",
-    "train.batchsize=3": r"unknown key 'train\.batchsize'; did you mean 'train\.batch_size'\?",
-    "data.fractions.tran=0.7": r"unknown key .*tran'; did you mean 'data\.fractions\.train'\?",
-    "space.lr.lowest=1": r"unknown key 'space\.lr\.lowest'; did you mean 'space\.lr\.low'\?",
-    "colour=blue": r"unknown key 'colour'; known here: augment, baselines, data, name, space",
-    "space.lr.low=-0.001": r"'space\.lr': low -0\.001 must be above 0 on a log scale",
-    "space.lr=-0.001": r"'space\.lr': Input should be greater than 0, not -0\.001",
-    "space.lr.high=1e-9": r"'space\.lr': low 1e-05 is not below high 1e-09",
-    "space.lr=fast": r"'space\.lr': .*valid number.*\"fast\"",
-    "space.dropout.high=1.5": r"'space\.dropout': .*less than 1, not 1\.5",
-    "space.variant=[cnn, resnet]": r"'space\.variant\.1': Input should be 'cnn', .*\"resnet\"",
-    "space.variant=[cnn, cnn]": r"'space\.variant': \['cnn', 'cnn'\] names one twice",
-    "space.lr=0.002": r"'space': baseline 'cnn' is outside: lr 0\.001 is not the fixed 0\.002",
-    "space.variant=cnn": r"baseline 'mobilenet_v2_frozen' is outside: variant",
-    "train.batch_size=0": r"'train\.batch_size': Input should be greater than 0, not 0",
-    "train.max_epochs=0.5": r"'train\.max_epochs': .*not 0\.5",
-    "train.image_size.cnn=16": r"'train\.image_size\.cnn': .*greater than or equal to 32, not 16",
-    "train.precision=fp16": r"'train\.precision': Input should be 'fp32' or 'bf16', not \"fp16\"",
-    "train.weights=none.pth": r"'train\.weights': .*none\.pth is not a file",
-    "data.fractions.train=0.8": r"'data\.fractions': train \+ val \+ test is 1\.1; .* sum to 1",
-    "data.fractions.val=0": r"'data\.fractions\.val': Input should be greater than 0, not 0",
-    "data.annotations=[]": r"'data\.annotations': .*at least 1 item",
-    "data.margin=-1": r"'data\.margin': .*not -1",
-    "data.group_by=person": r"'data\.group_by': Input should be 'photo' or 'face', not \"person\"",
-    "data.photos_dir=null": r"'data\.photos_dir': .*not null",
-    "study.n_trials=2": r"'study\.n_trials': 2 is below the 3 baselines",
-    "study.lease_s=11": r"'study\.lease_s': 11 must be at least twice heartbeat_s, 10",
-    "study.seed=-1": r"'study\.seed': .*not -1",
-    "tracking.uri=mlruns": r"'tracking\.uri': 'mlruns' is neither sqlite:///path nor http",
-    "baselines=3": r"'baselines' must be the path of a YAML, not 3",
-    "baselines=none.yaml": r"baselines: .*none\.yaml: No such file",
-    "name=a/b": r"'name': .*not \"a/b\"",
-    "data=3": r"'data': Input should be a section of keys, not 3",
-    "train": r"--set 'train': must be key=value",
-    "augment.jpg={p: 0.5}": r"unknown key 'augment\.jpg'; did you mean 'augment\.jpeg'\?",
-    "augment.jpeg.quality=30": r"unknown key 'augment\.jpeg\.quality'; known here: high, low, p",
-    "augment.jpeg={low: 30}": r"'augment\.jpeg\.p' is missing",
-    "augment.jpeg={p: 1.5}": r"'augment\.jpeg\.p': .*less than or equal to 1, not 1\.5",
-    "augment.jpeg={p: 1, low: 0}": r"'augment\.jpeg\.low': .*greater than or equal to 1, not 0",
-    "augment.blur={p: 1, low: 4}": r"'augment\.blur\.low': 4 is above high 3",
-    "augment.noise=20": r"'augment\.noise': Input should be a section of keys, not 20",
-    "space.augment_p=0.5": r"'space\.augment_p': there is no section 'augment'",
-    "train.augment={}": r"unknown key 'train\.augment'; did you mean 'augment'\?",
-    "train.lr_patience={": r"--set train\.lr_patience: the value is not YAML",
-}
-
-
-@pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_is_one_line_with_key_and_value(override: str, make_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=MISTAKES[override]) as caught:
-        make_config(override)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("- a\n- b\n", "must be a mapping"),
-        ("name: [", "not YAML"),
-        ("", "must be a mapping"),
-        ("name: x\nbaselines: {file}\n", "'data' is missing"),
-    ],
-)
-def test_a_file_of_the_wrong_shape_is_named(content: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "study.yaml"
-    path.write_text(content.replace("{file}", str(REPOSITORY / "configs/baselines.yaml")))
-    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}.*{message}"):
-        load_config(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
-        load_config(tmp_path / "absent.yaml")
 
 
 def test_the_shipped_studies_load(monkeypatch: pytest.MonkeyPatch) -> None:

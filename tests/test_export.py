@@ -202,8 +202,8 @@ def test_a_place_that_takes_no_folder_is_one_line(tmp_path: Path) -> None:
 def test_onnx_gives_torchs_logits_for_any_number_of_faces(
     variant: Variant, tmp_path: Path
 ) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="scripts/install.sh onnx")
-    pytest.importorskip("onnxscript", reason="scripts/install.sh onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="pip install 'deepfake-study.onnx.'")
+    pytest.importorskip("onnxscript", reason="pip install 'deepfake-study.onnx.'")
     info, network = draw_model(tmp_path / "model", variant)
     write_onnx(tmp_path / "model", info, network)
     path = tmp_path / "model/model.onnx"
@@ -225,7 +225,7 @@ def test_without_the_extra_onnx_the_line_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else 1)
-    with pytest.raises(UserError, match=r"--onnx needs onnxscript: scripts/install.sh onnx"):
+    with pytest.raises(UserError, match=r"--onnx needs onnxscript: pip install '.*onnx\]'"):
         check_onnx()
 
 

@@ -163,12 +163,6 @@ def test_a_slot_outside_the_list_is_proven_and_its_test_figures_stay_closed(
     assert opened["finalists"][0]["test"]["faces"] > 0
 
 
-def test_a_trial_number_that_is_not_there_is_said(small_study: Folder) -> None:
-    done = small_study.call("evaluate", "--trial", "99")
-    assert done.returncode == 2
-    assert "--trial 99: the slots are 0 to 4" in done.stderr
-
-
 def test_weights_that_changed_since_they_were_logged_fail_the_proof(
     small_study: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,19 +179,6 @@ def test_weights_that_changed_since_they_were_logged_fail_the_proof(
             evaluator.evaluate_slot(0)
     finally:
         kept.replace(path)
-
-
-def test_weights_that_are_gone_are_one_line(small_study: Folder) -> None:
-    path = artifacts(run_of(small_study, 1)) / "weights/best.safetensors"
-    kept = path.with_suffix(".kept")
-    path.rename(kept)
-    try:
-        done = small_study.call("evaluate", "--trial", "1")
-    finally:
-        kept.rename(path)
-    assert done.returncode == 2
-    assert "weights/best.safetensors can't be read" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_an_unfinished_study_keeps_its_test_split_closed(

@@ -2,10 +2,8 @@
 
 import io
 import json
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from deepfake.prepare import prepare
 from deepfake.store import Faces
 from study.cli import main
 from tests.exported import draw_model
-from tests.photos import draw_photo, draw_set, face, write_json
+from tests.photos import draw_photo, draw_set, face, huge_png, write_json
 from tests.runs import ENV, REPOSITORY
 
 CPU = torch.device("cpu")
@@ -113,21 +111,6 @@ def test_the_verdict_is_fake_from_the_threshold_on(tmp_path: Path) -> None:
         draw_model(tmp_path / name, threshold=float(threshold))
         (again,) = judged(load_exported(tmp_path / name, CPU), tmp_path / "photo.jpg")
         assert (again.probability, again.verdict) == (found.probability, verdict)
-
-
-def huge_png(path: Path, width: int = 20_000, height: int = 10_000) -> Path:
-    """200 megapixels of black in some kilobytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width // 8 + 1) * height))
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    return path
 
 
 def test_a_picture_that_can_not_be_read_is_named_and_the_others_are_judged(
@@ -281,15 +264,6 @@ def test_the_command_prints_a_table_and_its_exit_code_says_whether_all_were_judg
     assert document["model"]["weights_sha256"] == model.info.weights_sha256
     assert document["refused"][0]["picture"] == str(tmp_path / "absent.jpg")
     assert err == f"error: {tmp_path}/absent.jpg: No such file or directory\n"
-
-
-def test_a_model_that_is_none_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert called(monkeypatch, tmp_path / "nothing", tmp_path / "x.jpg") == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"error: {tmp_path}/nothing: no such folder")
 
 
 @pytest.mark.slow

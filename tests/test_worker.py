@@ -72,14 +72,16 @@ def test_a_trial_that_raises_is_tried_again_and_the_study_goes_on(
 ) -> None:
     def give(slot: Slot) -> Outcome:
         if slot.number == 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
         return Outcome("complete", 0.5)
 
     outcomes(monkeypatch, give)
     records = work(config, CPU, StopSignal(second_exits=False))
     assert [record.state for record in records] == ["complete", "failed", "complete"]
     assert records[1].attempt == 1  # max_attempts is 2
-    assert records[1].reason == "OutOfMemoryError: CUDA out of memory"
+    assert records[1].reason == (
+        "RuntimeError: device-side assert triggered Compile with TORCH_USE_CUDA_DSA"
+    )
     assert statuses(config)["1"] == "FAILED"
 
 
