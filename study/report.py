@@ -43,8 +43,11 @@ def write_report(slots: Slots, out: Path) -> Path:
     try:
         partial = out.with_name(f".{out.name}.unfinished")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        return partial.replace(out)
+        try:
+            partial.write_text(page, encoding="utf-8")
+            return partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: "." has no name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--out {out}: {reason}; name a file") from None

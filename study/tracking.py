@@ -54,6 +54,7 @@ MAX_METRICS = 1000  # that MLflow takes in one call
 ENDED = ("FINISHED", "KILLED", "FAILED")
 OPEN_S = 120.0  # another process may be creating MLflow's tables
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # and again would be refused again
+_PUT_BACK = "put that artifact back, or name another slot"
 AWAY = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
 REMOVED = ("weights", "removed by gc")  # a run's tag
 
@@ -200,13 +201,13 @@ class Tracker:
                         "its figures stay in MLflow, other slots can be evaluated"
                     ) from None
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} can't be read ({one_line(error)})"
+                    f"run {run_id}: {WEIGHTS} can't be read ({one_line(error)}); {_PUT_BACK}"
                 ) from None
             try:
                 return load_file(path)
             except SafetensorError as error:
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} is damaged ({one_line(error)})"
+                    f"run {run_id}: {WEIGHTS} is damaged ({one_line(error)}); {_PUT_BACK}"
                 ) from None
 
     def tags(self, run_id: str) -> dict[str, str]:

@@ -197,6 +197,10 @@ class TestStages:
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="--out"):
             write_report(slots, tmp_path / "file" / "report.html")
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(UserError, match="folder: Is a directory; name a file"):
+            write_report(slots, tmp_path / "folder")
+        assert not list(tmp_path.glob(".*.unfinished"))
 
 
 def evaluation(slot: int) -> dict[str, Any]:
