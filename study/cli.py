@@ -114,7 +114,7 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
     from dataclasses import asdict
 
-    from study.live import summary_table
+    from study.tables import summary_table
 
     loaded = _load(config, set_)
     if loaded.train.weights not in ("imagenet", "none"):
@@ -152,7 +152,9 @@ def audit(
     from deepfake.audit import audit as audit_data
     from deepfake.prepare import prepare as prepare_data
     from study.leak import baseline_of
-    from study.live import audit_table, leak_lines, price_table, progress_bars
+    from study.live import progress_bars
+    from study.scores import price_table
+    from study.tables import audit_table, leak_lines
 
     loaded = _load(config, set_)
     data = loaded.data
@@ -219,8 +221,8 @@ def estimate(
     from dataclasses import asdict
 
     from study.estimate import estimate as reckon
-    from study.live import estimate_table
     from study.place import Launcher, Placement, named
+    from study.tables import estimate_table
 
     loaded = _load(config, set_)
     local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
@@ -476,10 +478,11 @@ def status(
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
     from study.by_hand import is_stopped
-    from study.live import StudyView, status_table
+    from study.live import StudyView
     from study.lookout import follow
     from study.records import summary
     from study.slots import join
+    from study.tables import status_table
 
     loaded = _load(config, set_)
     slots = join(loaded)
@@ -521,8 +524,9 @@ def evaluate(
     from study.device import pick_device
     from study.final import Evaluator
     from study.finals import begin_final, contenders_of_final, contenders_of_search
-    from study.live import evaluation_table, progress_bars
+    from study.live import progress_bars
     from study.place import Launcher, Placement
+    from study.scores import evaluation_table
     from study.slots import join
 
     slots = join(_load(config, set_))
@@ -583,9 +587,9 @@ def compare(
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
         from study.analysis import analysis
-        from study.live import analysis_table
         from study.load import load_published
         from study.predictions import read_predictions
+        from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
         analysed = analysis(read_predictions(predictions), published, split or "test")
@@ -594,7 +598,7 @@ def compare(
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
     from study.compare import compare as compare_with_report
-    from study.live import comparison_table
+    from study.scores import comparison_table
     from study.slots import join
 
     found = compare_with_report(join(_load(config, set_)))
@@ -718,7 +722,8 @@ def doctor(
     from dataclasses import asdict
 
     from study.doctor import examine
-    from study.live import doctor_table, progress_bars
+    from study.live import progress_bars
+    from study.tables import doctor_table
 
     loaded = _load(config, set_)
     with progress_bars(_stderr()) as advance:
@@ -740,7 +745,7 @@ def gc(
 
     from deepfake.config import UserError
     from study.gc import collect
-    from study.live import gc_table
+    from study.tables import gc_table
 
     if (best := re.fullmatch(r"best:(\d+)", keep)) is None or int(best[1]) < 1:
         raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
@@ -840,8 +845,8 @@ def _say_how_it_ended(
     name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
 ) -> int:
     """Print the result of `run`, and the commands for what is left; its exit code."""
-    from study.live import status_table
     from study.records import summary
+    from study.tables import status_table
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
     if ended.undelivered:
