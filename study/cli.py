@@ -268,10 +268,10 @@ def run(
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
     from study.by_hand import check_trials, grow
+    from study.joining import free_name
     from study.live import StudyView
     from study.place import Placement, named, slurm_dir
     from study.run import begin, run_workers
-    from study.slots import free_name
     from study.slurm import submitted
 
     loaded = _load(config, set_)
@@ -415,7 +415,7 @@ def enqueue(
     """Add one trial with these parameters to the study; its budget grows by one."""
     from study.by_hand import enqueue as add
     from study.by_hand import given_params
-    from study.slots import join
+    from study.joining import join
 
     loaded = _load(config, set_)
     given = given_params(params, loaded.space)
@@ -434,7 +434,7 @@ def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """End the study's workers on all machines, behind the epochs that they are in."""
     from study.by_hand import stop_study
     from study.config import of_reruns
-    from study.slots import NoStudy, join
+    from study.joining import NoStudy, join
 
     loaded = _load(config, set_)
     final, *leaks = of_reruns(loaded)
@@ -478,10 +478,10 @@ def status(
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
     from study.by_hand import is_stopped
+    from study.joining import join
     from study.live import StudyView
     from study.lookout import follow
     from study.records import summary
-    from study.slots import join
     from study.tables import status_table
 
     loaded = _load(config, set_)
@@ -524,10 +524,10 @@ def evaluate(
     from study.device import pick_device
     from study.final import Evaluator
     from study.finals import begin_final, contenders_of_final, contenders_of_search
+    from study.joining import join
     from study.live import progress_bars
     from study.place import Launcher, Placement
     from study.scores import evaluation_table
-    from study.slots import join
 
     slots = join(_load(config, set_))
     evaluator = Evaluator(slots, pick_device(device))
@@ -598,8 +598,8 @@ def compare(
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
     from study.compare import compare as compare_with_report
+    from study.joining import join
     from study.scores import comparison_table
-    from study.slots import join
 
     found = compare_with_report(join(_load(config, set_)))
     _print(found, comparison_table(found), as_json)
@@ -612,8 +612,8 @@ def report(
     set_: Set = None,
 ) -> None:
     """One self-contained HTML file: history, slices, trials, curves, the comparison."""
+    from study.joining import join
     from study.report import write_report
-    from study.slots import join
 
     loaded = _load(config, set_)
     typer.echo(write_report(join(loaded), out or Path(f"{loaded.name}.html")))
@@ -634,9 +634,9 @@ def export(
 
     from deepfake.config import UserError
     from study.device import pick_device
+    from study.joining import join
     from study.keep import keep
     from study.live import progress_bars
-    from study.slots import join
 
     if trial != "best" and not trial.isdecimal():
         raise UserError(f"--trial {trial}: must be best or the number of a slot")
@@ -692,7 +692,7 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from study.config import of_reruns
     from study.delivery import SyncResult
     from study.delivery import sync as deliver_left_over
-    from study.slots import NoStudy
+    from study.joining import NoStudy
 
     loaded = _load(config, set_)
     found, missing = SyncResult(0, 0, 0), []

@@ -15,9 +15,10 @@ from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
 from study.database import has_tables
 from study.delivery import check_tracking
+from study.joining import NoStudy, join
 from study.records import SlotRecord
 from study.replay import Replay, differs
-from study.slots import NoStudy, Slots, join
+from study.slots import Slots
 from study.spool import Spool
 from study.tracking import LoggedRun, Shelf, sqlite_path
 

@@ -12,8 +12,9 @@ from deepfake.room import store_path
 from study.config import StudyConfig, TrackingError
 from study.doctor import bytes_of
 from study.finals import incumbents
+from study.joining import join
 from study.records import SlotRecord
-from study.slots import Slots, join
+from study.slots import Slots
 from study.spool import WEIGHTS, Spool
 from study.tracking import Shelf
 from study.worker import checkpoints_of

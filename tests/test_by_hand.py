@@ -20,8 +20,9 @@ from study.by_hand import (
     stop_study,
 )
 from study.config import StudyConfig, flattened
+from study.joining import create_or_join, join
 from study.mismatch import StudyMismatch
-from study.slots import Slots, create_or_join, join
+from study.slots import Slots
 from study.space import suggest
 from study.stop import StudyStopped
 from tests.exact import assert_exact

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from deepfake.prepare import prepare
+from study.joining import create_or_join
 from study.load import load_config
 from study.objective import Inputs
-from study.slots import create_or_join
 from study.worker import study_fingerprint
 from tests.photos import face
 from tests.postgres import PASSWORD

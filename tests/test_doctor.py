@@ -21,8 +21,9 @@ from deepfake.room import store_path
 from study.config import StudyConfig
 from study.database import has_tables
 from study.doctor import Diagnosis, examine
+from study.joining import create_or_join, join
 from study.replay import Replay
-from study.slots import Slots, create_or_join, join
+from study.slots import Slots
 from study.spool import Spool
 from tests.postgres import Postgres
 from tests.recorded import train
@@ -97,7 +98,7 @@ def test_an_empty_database_file_stays_empty(make_config: MakeConfig, tmp_path: P
 def test_the_slot_of_a_killed_worker_is_found_and_freed(slots: Slots) -> None:
     code = """
 import sys, time
-from study.slots import join
+from study.joining import join
 from study.config import StudyConfig
 config = StudyConfig.model_validate_json(sys.stdin.read())
 print(join(config).claim("host:2").number, flush=True)

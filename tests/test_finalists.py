@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 
 from study.analysis import analysis
 from study.config import final_of
+from study.joining import NoStudy, join
 from study.predictions import read_predictions
-from study.slots import NoStudy, join
 from tests.runs import Folder
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from deepfake.checkpoint import Checkpoints
 from study.config import StudyConfig, TrackingError
 from study.gc import collect
+from study.joining import create_or_join
 from study.replay import Replay
-from study.slots import Slots, create_or_join
+from study.slots import Slots
 from study.spool import Spool
 from study.tracking import Shelf, Tracker
 from study.worker import checkpoints_of

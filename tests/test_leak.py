@@ -11,8 +11,8 @@ from deepfake.config import DataConfig, DataError
 from deepfake.openforensics import read_faces
 from deepfake.prepare import load_prepared, prepare
 from deepfake.splits import read_split
+from study.joining import join
 from study.leak import leak_of
-from study.slots import join
 from tests.photos import draw_set
 from tests.runs import Folder
 

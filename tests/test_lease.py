@@ -10,8 +10,9 @@ from multiprocessing import get_context
 import pytest
 
 from study.config import StudyConfig
+from study.joining import create_or_join, join
 from study.lease import Lease
-from study.slots import SlotLost, Slots, create_or_join, join
+from study.slots import SlotLost, Slots
 
 MakeConfig = Callable[..., StudyConfig]
 

@@ -15,10 +15,11 @@ from deepfake.config import Hyperparameters, UserError, Variant
 from study import charts
 from study.analysis import analysis
 from study.config import Space, StudyConfig
+from study.joining import create_or_join
 from study.load import load_config
 from study.records import SlotRecord
 from study.report import number, reproducible, share, write_report
-from study.slots import Slots, create_or_join
+from study.slots import Slots
 from study.space import suggest
 from tests.runs import Folder
 from tests.test_analysis import table

@@ -23,7 +23,7 @@ from deepfake.prepare import prepare
 from deepfake.rows import Rows
 from deepfake.store import Faces
 from study.config import final_of
-from study.slots import join
+from study.joining import join
 from tests.photos import draw_set
 from tests.runs import Folder
 from tests.test_fit import Feed, Stop, assert_same, config_of, curve, faces, lrs, stop_after
