@@ -194,10 +194,9 @@ def _price_leak(
     from study.leak import ARMS, begin_arm, price
     from study.place import Launcher, Placement
 
-    placement = Placement(Launcher.LOCAL, workers)
+    placement = Placement(Launcher.LOCAL, workers, device=device)
     placement.check(config, os.environ)
     options = ["--leak", "--baseline", baseline, "--seeds", str(seeds), *placement.arguments()]
-    options += ["--device", device] if device else []
     again = shlex.join(["deepfake-study", "audit", *arguments, *options])
     arms = {}
     for arm in ARMS:
@@ -533,11 +532,11 @@ def evaluate(
     evaluator = Evaluator(slots, pick_device(device))
     final = None
     if trial is None and seeds is not None:
-        placement = Placement(Launcher.LOCAL, workers, workers_per_gpu, grace_s=grace)
+        local = (Launcher.LOCAL, workers, workers_per_gpu)
+        placement = Placement(*local, grace_s=grace, device=device)
         arguments = (str(config), *_shown(set_))
-        options = [*(["--device", device] if device else []), "--top", str(top)]
-        options += ["--seeds", str(seeds), *([] if corruptions else ["--no-corruptions"])]
-        options += placement.arguments()
+        options = ["--top", str(top), "--seeds", str(seeds), *placement.arguments()]
+        options += [] if corruptions else ["--no-corruptions"]
         again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
         placement.check(slots.config, os.environ)
         final = begin_final(slots, top, seeds)
