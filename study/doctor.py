@@ -10,11 +10,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
 from deepfake.parallel import Progress
-from deepfake.prepare import CROPS, load_prepared
+from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
 from study.database import has_tables
 from study.delivery import check_tracking
+from study.disk import Usage, usage
 from study.joining import NoStudy, join
 from study.records import SlotRecord
 from study.replay import Replay, differs
@@ -24,15 +25,6 @@ from study.tracking import LoggedRun, Shelf, sqlite_path
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a place takes of the disk."""
-
-    what: str
-    place: str
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def examine(
     if fix:
         found += checked("study", lambda: _mend(config, mended))
     found += checked("study", lambda: _studies(config))
-    return Diagnosis(found, mended, _usage(config))
+    return Diagnosis(found, mended, usage(config))
 
 
 def _studies(config: StudyConfig) -> Iterator[Finding]:
@@ -236,36 +228,3 @@ def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
                 mended.append(f"study '{name}': {count} runs set to their slots' states")
         except UserError as error:
             yield Finding("mlflow", "wrong", f"not mended: {error}")
-
-
-def _usage(config: StudyConfig) -> list[Usage]:
-    """Of each place that is there."""
-    work_dir, checkpoints = config.data.work_dir, config.checkpoints_dir
-    url = make_url(config.study.storage.get_secret_value())
-    sqlite = sqlite_path(config.tracking.uri)
-    named = {
-        "crops": work_dir / CROPS,
-        "stores": work_dir / "store",
-        "features": work_dir / "features",
-        "checkpoints": checkpoints,
-    }
-    spools = sorted(checkpoints.glob("*/spool"))
-    if url.get_backend_name() == "sqlite" and url.database:
-        named["study database"] = Path(url.database)
-    if sqlite is not None:
-        named["MLflow's database"] = sqlite
-        named["MLflow's artifacts"] = config.tracking.artifacts_dir / config.name
-    found = [Usage(what, str(path), bytes_of(path)) for what, path in named.items()]
-    found += [Usage("of them, spool", str(path), bytes_of(path)) for path in spools]
-    return [usage for usage in found if Path(usage.place).exists()]
-
-
-def bytes_of(path: Path) -> int:
-    """What a file or a folder takes; what vanishes meanwhile takes nothing."""
-    total = 0
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        try:
-            total += 0 if file.is_dir() else file.lstat().st_size
-        except OSError:
-            continue
-    return total

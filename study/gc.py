@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from deepfake.prepare import CROPS
 from deepfake.room import store_path
 from study.config import StudyConfig, TrackingError
-from study.doctor import bytes_of
+from study.disk import Usage, bytes_of
 from study.finals import incumbents
 from study.joining import join
 from study.records import SlotRecord
@@ -21,19 +21,10 @@ from study.worker import checkpoints_of
 
 
 @dataclass(frozen=True)
-class Removal:
-    """One thing that nobody needs."""
-
-    what: str
-    place: str
-    n_bytes: int
-
-
-@dataclass(frozen=True)
 class Collected:
     """What gc removed, or with dry_run would remove."""
 
-    removals: list[Removal]
+    removals: list[Usage]
     n_bytes: int
     kept: dict[int, str]  # finished slots whose weights and checkpoints stay, and why
     dry_run: bool
@@ -55,7 +46,7 @@ def collect(config: StudyConfig, best: int, *, dry_run: bool) -> Collected:
     shelf = Shelf.of(config, slots.study_id)
     kept = _kept(slots, records, best, shelf)
     todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
-    done: list[Removal] = []
+    done: list[Usage] = []
     failed: list[str] = []
     for removal, remove in todo:
         if not dry_run:
@@ -100,7 +91,7 @@ def _kept(
     return kept
 
 
-_Todo = tuple[Removal, Callable[[], None]]
+_Todo = tuple[Usage, Callable[[], None]]
 
 
 def _of_slots(
@@ -114,12 +105,12 @@ def _of_slots(
         if shelf and run_id and run_id in runs and (size := shelf.weights_bytes(run_id)):
             what = f"weights of slot {number}, {record.state}"
             place = f"MLflow run {run_id}: {WEIGHTS}"
-            yield Removal(what, place, size), _removing_weights(shelf, run_id)
+            yield Usage(what, place, size), _removing_weights(shelf, run_id)
         checkpoints = checkpoints_of(slots, number)
         if checkpoints.folder.is_dir():
             what = f"checkpoints of slot {number}, {record.state}"
             size = bytes_of(checkpoints.folder)
-            yield Removal(what, str(checkpoints.folder), size), checkpoints.remove
+            yield Usage(what, str(checkpoints.folder), size), checkpoints.remove
 
 
 def _removing_weights(shelf: Shelf, run_id: str) -> Callable[[], None]:
@@ -140,7 +131,7 @@ def _unfinished(config: StudyConfig) -> Iterator[_Todo]:
             guarded.append((path, store_path(work_dir, int(side[1])).with_suffix(".lock")))
     for path, lock in guarded:
         if not _is_held(lock):
-            removal = Removal("unfinished, of a killed writer", str(path), bytes_of(path))
+            removal = Usage("unfinished, of a killed writer", str(path), bytes_of(path))
             yield removal, _removing_file(path, lock)
 
 
