@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from deepfake.arms import leak_dir
 from deepfake.prepare import CROPS
-from study.config import StudyConfig
+from study.config import StudyConfig, of_reruns
 from study.tracking import sqlite_path
 
 
@@ -20,25 +21,33 @@ class Usage:
 
 
 def usage(config: StudyConfig) -> list[Usage]:
-    """Of each place that is there."""
-    work_dir, checkpoints = config.data.work_dir, config.checkpoints_dir
+    """Of each place that is there, of the study and those of its reruns."""
+    work_dir = config.data.work_dir
+    places = [
+        ("crops", work_dir / CROPS),
+        ("stores", work_dir / "store"),
+        ("features", work_dir / "features"),
+        ("both arms of audit --leak", leak_dir(config.data)),
+        *_of_checkpoints(config, ""),
+    ]
     url = make_url(config.study.storage.get_secret_value())
-    sqlite = sqlite_path(config.tracking.uri)
-    named = {
-        "crops": work_dir / CROPS,
-        "stores": work_dir / "store",
-        "features": work_dir / "features",
-        "checkpoints": checkpoints,
-    }
-    spools = sorted(checkpoints.glob("*/spool"))
     if url.get_backend_name() == "sqlite" and url.database:
-        named["study database"] = Path(url.database)
-    if sqlite is not None:
-        named["MLflow's database"] = sqlite
-        named["MLflow's artifacts"] = config.tracking.artifacts_dir / config.name
-    found = [Usage(what, str(path), bytes_of(path)) for what, path in named.items()]
-    found += [Usage("of them, spool", str(path), bytes_of(path)) for path in spools]
-    return [usage for usage in found if Path(usage.place).exists()]
+        places.append(("study database", Path(url.database)))
+    if (sqlite := sqlite_path(config.tracking.uri)) is not None:
+        places.append(("MLflow's database", sqlite))
+        places.append(("MLflow's artifacts", config.tracking.artifacts_dir / config.name))
+    for reruns in of_reruns(config):
+        of = f" of {reruns.name}"
+        places += _of_checkpoints(reruns, of)
+        if sqlite is not None:
+            places.append((f"MLflow's artifacts{of}", config.tracking.artifacts_dir / reruns.name))
+    return [Usage(what, str(path), bytes_of(path)) for what, path in places if path.exists()]
+
+
+def _of_checkpoints(config: StudyConfig, of: str) -> list[tuple[str, Path]]:
+    checkpoints = config.checkpoints_dir
+    spools = sorted(checkpoints.glob("*/spool"))
+    return [(f"checkpoints{of}", checkpoints), *((f"of them, spool{of}", s) for s in spools)]
 
 
 def bytes_of(path: Path) -> int:

@@ -25,6 +25,7 @@ from study.tracking import LoggedRun, Shelf, sqlite_path
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"
+LISTED = 3  # lost runs that are named one by one
 
 
 @dataclass(frozen=True)
@@ -195,16 +196,30 @@ def _unmatched(
         if (count := numbers.count(number)) > 1:
             what = f"slot {number} has {count} runs in MLflow"
             yield Finding("mlflow", "note", what, f"{SYNC} keeps the one that was written to")
-    for record in records:
-        if record.number in numbers or record.number in undelivered or not record.finished:
-            continue
+    missing = [
+        record
+        for record in records
+        if record.finished and record.number not in numbers and record.number not in undelivered
+    ]
+    for record in missing:
         if record.run_id is None:
             what = f"slot {record.number} is {record.state} and has no run: nothing was said of it"
             yield Finding("mlflow", "note", what)
-        else:
-            what = f"run {record.run_id} of slot {record.number} is not in MLflow any more"
-            remedy = f"mlflow runs restore --run-id {record.run_id}"
-            yield Finding("mlflow", "wrong", what, remedy)
+    yield from _lost([record for record in missing if record.run_id is not None])
+
+
+def _lost(records: list[SlotRecord]) -> Iterator[Finding]:
+    """Slots whose run MLflow had once."""
+    if len(records) > LISTED:  # its database is, most likely: not a line for each
+        first = records[0]
+        what = f"runs of {len(records)} slots are not in MLflow any more, the first that of slot "
+        remedy = "put MLflow's database back, or set tracking.uri to where they are; runs that "
+        remedy += f"were deleted: mlflow runs restore --run-id {first.run_id}"
+        yield Finding("mlflow", "wrong", f"{what}{first.number}", remedy)
+        return
+    for record in records:
+        what = f"run {record.run_id} of slot {record.number} is not in MLflow any more"
+        yield Finding("mlflow", "wrong", what, f"mlflow runs restore --run-id {record.run_id}")
 
 
 def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
