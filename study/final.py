@@ -130,6 +130,12 @@ class Evaluator:
         scores on test faces under them as another. left_out: what is said of trainings that have
         no weights.
         """
+        with self.slots.reading_weights():
+            return self._evaluate(contenders, left_out, corruptions=corruptions)
+
+    def _evaluate(
+        self, contenders: Sequence[Contender], left_out: Sequence[str], *, corruptions: bool
+    ) -> Evaluation:
         self._rows, self._falls = [], []
         everyone = (*contenders, *incumbents(self.slots))
         under_corruptions = first_seeds(contenders) if corruptions else []
@@ -219,6 +225,10 @@ class Evaluator:
         record = records[number]
         if record.state not in ("complete", "pruned") or record.best_loss is None:
             raise UserError(f"--trial {number}: it is {record.state} and has no weights to prove")
+        with self.slots.reading_weights():
+            return self._evaluate_record(record)
+
+    def _evaluate_record(self, record: SlotRecord) -> Evaluation:
         contender = of_search(self.slots, record)
         self._steps = self._proofs(1)
         proven = self._prove(contender)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,25 +40,34 @@ def collect(config: StudyConfig, best: int, *, dry_run: bool) -> Collected:
     MLflow's registry names, whatever MLflow has still to be told of, and every slot that is not
     finished; studies of reruns are not looked at: theirs are finalists. Files that killed writers
     left unfinished in work_dir go, too. Small files of a run stay: figures, matrices, settings.
-    Raises NoStudy, StorageError or TrackingError.
+    Raises NoStudy, StorageError or TrackingError, and UserError while an evaluate reads weights.
     """
     slots = join(config)
-    records = slots.records()
-    shelf = Shelf.of(config, slots.study_id)
-    kept = _kept(slots, records, best, shelf)
-    todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
-    done: list[Usage] = []
-    failed: list[str] = []
-    for removal, remove in todo:
-        if not dry_run:
-            try:
-                remove()
-            except (TrackingError, OSError) as error:
-                failed.append(f"{removal.what}: {error}")
-                continue
-        done.append(removal)
-    freed = sum(removal.n_bytes for removal in done)
-    return Collected(done, freed, kept, dry_run, _notes(config, slots), failed)
+    # an evaluate may be reading them, or about to freeze a list of them
+    with nullcontext() if dry_run else slots.removing_weights():
+        records = slots.records()
+        shelf = Shelf.of(config, slots.study_id)
+        kept = _kept(slots, records, best, shelf)
+        todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
+        failed = {} if dry_run else _remove(todo)
+    done = [usage for number, (usage, _) in enumerate(todo) if number not in failed]
+    freed = sum(usage.n_bytes for usage in done)
+    said = list(failed.values())
+    return Collected(done, freed, kept, dry_run, _notes(config, slots), said)
+
+
+_Todo = tuple[Usage, Callable[[], None]]
+
+
+def _remove(todo: Sequence[_Todo]) -> dict[int, str]:
+    """What could not be removed, by its place in todo, and why."""
+    failed = {}
+    for number, (usage, remove) in enumerate(todo):
+        try:
+            remove()
+        except (TrackingError, OSError) as error:
+            failed[number] = f"{usage.what}: {error}"
+    return failed
 
 
 def _kept(
@@ -89,9 +99,6 @@ def _kept(
             if shelf is not None and record.run_id and shelf.is_registered(record.run_id):
                 kept[record.number] = "its model is registered"
     return kept
-
-
-_Todo = tuple[Usage, Callable[[], None]]
 
 
 def _of_slots(

@@ -4,7 +4,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from deepfake.config import Hyperparameters
+from deepfake.config import Hyperparameters, UserError
 from deepfake.seeds import derive_seed
 from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.config import StudyConfig, has_reruns_alone
-from study.database import exclusive
+from study.database import exclusive, weights_lock
 from study.mismatch import StudyMismatch, refuse_other
 from study.outage import LONGEST_WAIT_S
 from study.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
@@ -111,6 +111,27 @@ class Slots:
     def exclusive(self) -> Iterator[None]:
         with exclusive(self.config.study.storage.get_secret_value()):
             yield
+
+    @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """In the block gc removes none of them; waits for one that does."""
+        with self._weights_lock(alone=False):
+            yield
+
+    @contextmanager
+    def removing_weights(self) -> Iterator[None]:
+        """Raises UserError if somebody reads them."""
+        with self._weights_lock(alone=True) as held:
+            if not held:
+                raise UserError(
+                    f"study '{self.config.name}': an evaluate or export is reading its weights; "
+                    "call gc again when that has ended, or see --dry-run"
+                )
+            yield
+
+    def _weights_lock(self, *, alone: bool) -> AbstractContextManager[bool]:
+        url = self.config.study.storage.get_secret_value()
+        return weights_lock(url, self.study_id, alone=alone)
 
     @contextmanager
     def impatient(self) -> Iterator[None]:
