@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from deepfake.config import SPLITS, Split, UserError
@@ -200,15 +199,14 @@ class Evaluator:
         assert evaluation.opening is not None
         # first, or figures would stand without what they were computed from
         self.tracker.log_study_file(f"test/{PREDICTIONS}", table)
-        pictures = self._log_falls(table.parent)
+        self._log_falls(table.parent)
         self.slots.set_attribute("evaluation", asdict(evaluation))
         openings = self.slots.attributes()["openings"]
         tags = {
             "opening_sha256": evaluation.opening["sha256"],
             "test_openings": str(evaluation.openings),
         }
-        files = {"test/openings.json": json.dumps(openings, indent=1), **pictures}
-        self.tracker.log_study(tags, files)
+        self.tracker.log_study(tags, {"test/openings.json": json.dumps(openings, indent=1)})
         self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
 
     def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
@@ -342,16 +340,19 @@ class Evaluator:
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
         return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
 
-    def _log_falls(self, folder: Path) -> dict[str, Figure]:
-        """Log the table of what was measured under corruptions; its picture, still to be logged.
+    def _log_falls(self, folder: Path) -> None:
+        """The table of what was measured under corruptions, and its picture.
 
-        Raises TrackingError if MLflow does not take the table.
+        Where nothing was, they take the place of an earlier list's. Raises TrackingError.
         """
-        if not self._falls:
-            return {}
-        write_corruptions(self._falls, folder / CORRUPTIONS)
-        self.tracker.log_study_file(f"test/{CORRUPTIONS}", folder / CORRUPTIONS)
-        return {"test/corruptions.png": corruptions_figure(self._falls)}
+        before = self.slots.attribute("evaluation") or {}
+        if not self._falls and not before.get("corruptions"):
+            return
+        table, picture = folder / CORRUPTIONS, folder / "corruptions.png"
+        write_corruptions(self._falls, table)
+        corruptions_figure(self._falls).savefig(picture)
+        for path in (table, picture):
+            self.tracker.log_study_file(f"test/{path.name}", path)
 
     def _figures(
         self, contender: Contender, logits: torch.Tensor, faces: Faces, split: Split
