@@ -112,7 +112,7 @@ def estimate_table(estimate: "Estimate") -> Group:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for cost in estimate.variants:
         table.add_row(
-            cost.variant,
+            cost.variant + (", baselines" if cost.baselines else ""),
             str(cost.side_px),
             f"{cost.epoch_s:.3g}",
             f"{cost.images_per_s:,.0f}",

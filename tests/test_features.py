@@ -13,7 +13,7 @@ import torch
 
 from deepfake import features
 from deepfake.config import DataConfig, DataError, ImageSize, TrainConfig
-from deepfake.features import Features, ensure_features, features_path
+from deepfake.features import Features, ensure_features, features_path, rows_to_embed
 from deepfake.fit import evaluate, fit
 from deepfake.models import build_head, build_model, frozen_backbone, whole_state
 from deepfake.prepare import prepare
@@ -162,12 +162,15 @@ def test_who_is_told_to_stop_leaves_what_it_has_done(work_dir, backbone, monkeyp
             raise KeyboardInterrupt
 
     told = []
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 40
     with pytest.raises(KeyboardInterrupt):
         ensure_features(work_dir, SIDE, backbone, CPU, tick, lambda *now: told.append(now[1]))
     assert not features_path(work_dir, SIDE, backbone).exists()
     assert told == [8, 16, 24]
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 16
     ensure_features(work_dir, SIDE, backbone, CPU, progress=lambda *now: told.append(now[1]))
     assert told == [8, 16, 24, 32, 40]
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 0
 
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_features(work_dir, backbone, monkeypatch):
