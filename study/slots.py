@@ -258,9 +258,14 @@ class Slots:
     def grow(self, wanted: Callable[[int], int]) -> int:
         """Set the budget for good, from how many slots there are; how many there are then."""
         with self.exclusive():
-            n_trials = wanted(len(self._by_slot()))
-            self.set_attribute(_BUDGET, n_trials)
-            return len(self.repair())
+            self.repair()
+            slots = self._by_slot()
+            n_trials = wanted(len(slots))
+            # what is killed in between leaves as many slots as the attribute says
+            missing = list(new_slots(slots, n_trials, self.config))
+            self._storage.add_slot_trials(self._study_id, missing, _BUDGET)
+            self.set_attribute(_BUDGET, n_trials)  # also where none was missing: for good
+            return n_trials
 
     def append(self, params: Hyperparameters) -> int:
         """One more slot, an ordinary one but for its parameters, which are given; its number."""
