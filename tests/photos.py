@@ -1,11 +1,15 @@
 """Draws a handful of small photos with an OpenForensics JSON, for tests of the data's flow."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from deepfake.config import DataConfig
+from deepfake.prepare import Prepared, prepare
 
 CATEGORIES = [{"id": 0, "name": "Real"}, {"id": 1, "name": "Fake"}]
 SIZE = (96, 64)  # of every photo, px
@@ -53,3 +57,10 @@ def draw_set(
             faces.append(face(2 * i, i, 0, [2 + i % 5, 3, 24, 24]))
         faces.append(face(2 * i + 1, i, 1, [50, 20 + i % 5, 30, 30]))
     return write_json(folder / f"{stem}.json", names, faces)
+
+
+def prepared_set(folder: Path, sides: Sequence[int], n_photos: int = 24) -> Prepared:
+    """The faces of draw_set cut, split and stored in folder/work: of 24 photos, 48 faces."""
+    path = draw_set(folder, n_photos)
+    data = DataConfig(annotations=(path,), photos_dir=folder, work_dir=folder / "work")
+    return prepare(data, sides=sides, processes=1)
