@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -13,8 +13,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from deepfake.config import Hyperparameters, UserError
-from deepfake.seeds import derive_seed
 from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
+from study.claimed import Slot, lost, lost_if_finished
 from study.config import StudyConfig, has_reruns_alone
 from study.database import exclusive, weights_lock
 from study.mismatch import StudyMismatch, refuse_other
@@ -24,36 +24,9 @@ from study.silence import Silence
 from study.space import sampler
 from study.storage import Storage
 
-_FINAL = 2**32 + 1  # no slot's number
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
 LOOK_S = 0.5  # between two looks at silent workers
 _RUN_ID = "run_id:"  # a study attribute a slot: a finished trial takes no more attributes
-
-
-class SlotLost(Exception):
-    """The slot was given to another worker, or finished by one: write nothing more for it."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A slot that this worker has claimed."""
-
-    number: int
-    attempt: int  # from 0; a killed, freed or failed attempt adds one
-    baseline: str | None  # the name of the report's model whose parameters are fixed here
-    trial: Trial
-    rerun: Rerun | None = None  # in a final study
-
-    @property
-    def fixed(self) -> bool:
-        """Its parameters were given: it is never pruned."""
-        return self.baseline is not None or self.rerun is not None
-
-    def training_seed(self, study_seed: int) -> int:
-        """A finalist's differs from its slot's in the search, and from its other seeds'."""
-        if self.rerun is None:
-            return derive_seed(study_seed, self.number)
-        return derive_seed(study_seed, _FINAL, self.rerun.slot, self.rerun.seed)
 
 
 class Slots:
@@ -164,14 +137,14 @@ class Slots:
     def beat(self, slot: Slot) -> None:
         """Prolong the lease of a claimed slot. Raises SlotLost if it is another's by now."""
         if not self._storage.beat(slot.trial._trial_id):
-            raise _lost(slot)
+            raise lost(slot)
 
     def report(
         self, slot: Slot, epoch: int, val_loss: float, beside: LastEpoch | None = None
     ) -> None:
         """Hand an epoch's loss to the study, once. beside: for those who watch."""
         if epoch not in self.losses(slot):
-            with _lost_if_finished(slot):
+            with lost_if_finished(slot):
                 slot.trial.report(val_loss, epoch)
             if beside is not None:
                 self._set_attr(slot, "last_epoch", asdict(beside))
@@ -325,23 +298,9 @@ class Slots:
         return by_slot(self.study.get_trials(deepcopy=False))
 
     def _set_attr(self, slot: Slot, key: str, value: Any) -> None:
-        with _lost_if_finished(slot):
+        with lost_if_finished(slot):
             slot.trial.set_user_attr(key, value)
 
     def _tell(self, slot: Slot, state: TrialState, values: list[float] | None = None) -> None:
-        with _lost_if_finished(slot):
+        with lost_if_finished(slot):
             self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
-
-
-@contextmanager
-def _lost_if_finished(slot: Slot) -> Iterator[None]:
-    try:
-        yield
-    except UpdateFinishedTrialError as error:
-        raise _lost(slot) from error
-
-
-def _lost(slot: Slot) -> SlotLost:
-    return SlotLost(
-        f"slot {slot.number}: attempt {slot.attempt} was given up; another worker has it"
-    )

@@ -16,11 +16,12 @@ import pytest
 from optuna.trial import TrialState
 
 from study import storage
+from study.claimed import SlotLost
 from study.config import StudyConfig
 from study.joining import NoStudy, create_or_join, free_name, join
 from study.mismatch import StudyMismatch
 from study.records import LastEpoch, Stage, best_of, summary
-from study.slots import SlotLost, Slots
+from study.slots import Slots
 from study.space import suggest
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
