@@ -18,7 +18,7 @@ def arm_of(data: DataConfig, arm: Arm) -> DataConfig:
 
     data: prepared.
     """
-    folder = _folder(data)
+    folder = leak_dir(data)
     return data.model_copy(
         update={
             "splits": "drawn",  # whatever the study's are
@@ -35,7 +35,7 @@ def write_annotations(data: DataConfig) -> None:
     data: prepared. The study's test split is closed to whatever is measured here: each arm cuts
     its own from these faces. Raises DataError if they can't be written.
     """
-    folder = _folder(data)
+    folder = leak_dir(data)
     try:
         folder.mkdir(exist_ok=True)
         for source, faces in _by_source(data).items():
@@ -72,5 +72,6 @@ def _document(faces: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def _folder(data: DataConfig) -> Path:
+def leak_dir(data: DataConfig) -> Path:
+    """Where both arms are: their JSONs, crops and stores."""
     return data.work_dir / "leak"

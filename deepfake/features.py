@@ -90,8 +90,7 @@ def robust_features(
     """The backbone's output for what robust_faces gave: kept and shared as the features are."""
     assert faces.change is not None
     side = faces.rows.shape[1]
-    plain = features_path(work_dir, side, backbone)
-    path = plain.with_stem(f"{plain.stem}_robust{VERSION}")
+    path = _robust_path(features_path(work_dir, side, backbone))
     stage = f"features of corrupted faces {side} px"
     embedding = _Embedding(path, faces.rows, faces.change, stage)
     _ensure(embedding, backbone, device, tick, progress)
@@ -103,6 +102,29 @@ def features_path(work_dir: Path, side: int, backbone: nn.Module) -> Path:
     weights = state_dict_sha256(backbone.state_dict())
     key = hashlib.sha256(f"{weights} {side} ".encode() + made_of).hexdigest()
     return work_dir / "features" / f"mobilenet_v2_{side}_{key[:24]}.npy"
+
+
+def _robust_path(plain: Path) -> Path:
+    return plain.with_stem(f"{plain.stem}_robust{VERSION}")
+
+
+def rows_to_embed(work_dir: Path, side: int, backbone: nn.Module, *, robust: bool) -> int:
+    """What ensure_features and, with robust, robust_features have still to compute.
+
+    Raises DataError if the store is not there.
+    """
+    val = stored_rows(work_dir, "val", side)
+    path = features_path(work_dir, side, backbone)
+    left = _not_done(path, val.stop)
+    return left + (_not_done(_robust_path(path), len(val)) if robust else 0)
+
+
+def _not_done(path: Path, n: int) -> int:
+    if path.is_file():
+        return 0
+    parts = path.with_suffix(".parts")
+    starts = [s for s in range(0, n, CHUNK_ROWS) if not (parts / f"{s}.done").exists()]
+    return sum(min(CHUNK_ROWS, n - start) for start in starts)
 
 
 @dataclass(frozen=True)

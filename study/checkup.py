@@ -165,7 +165,8 @@ def data(config: StudyConfig, progress: Progress | None = None) -> Iterator[Find
     yield Finding("data", "ok", f"{work_dir}: tables and settings as prepared")
     splits = read_splits_csv(work_dir)
     names = splits["cutted_name"].tolist()
-    there = {entry.name for entry in os.scandir(work_dir / CROPS)}
+    crops_dir = work_dir / CROPS
+    there = {entry.name for entry in os.scandir(crops_dir)} if crops_dir.is_dir() else set()
     if missing := sorted(set(names) - there):
         what = f"{work_dir / CROPS}: {len(missing)} of {len(names)} crops are missing, the first "
         yield Finding("data", "wrong", what + missing[0], PREPARE)

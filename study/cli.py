@@ -115,7 +115,7 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
     from dataclasses import asdict
 
-    from study.live import summary_table
+    from study.tables import summary_table
 
     loaded = _load(config, set_)
     if loaded.train.weights not in ("imagenet", "none"):
@@ -153,7 +153,9 @@ def audit(
     from deepfake.audit import audit as audit_data
     from deepfake.prepare import prepare as prepare_data
     from study.leak import baseline_of
-    from study.live import audit_table, leak_lines, price_table, progress_bars
+    from study.live import progress_bars
+    from study.scores import price_table
+    from study.tables import audit_table, leak_lines
 
     loaded = _load(config, set_)
     data = loaded.data
@@ -193,10 +195,9 @@ def _price_leak(
     from study.leak import ARMS, begin_arm, price
     from study.place import Launcher, Placement
 
-    placement = Placement(Launcher.LOCAL, workers)
+    placement = Placement(Launcher.LOCAL, workers, device=device)
     placement.check(config, os.environ)
     options = ["--leak", "--baseline", baseline, "--seeds", str(seeds), *placement.arguments()]
-    options += ["--device", device] if device else []
     again = shlex.join(["deepfake-study", "audit", *arguments, *options])
     arms = {}
     for arm in ARMS:
@@ -220,8 +221,8 @@ def estimate(
     from dataclasses import asdict
 
     from study.estimate import estimate as reckon
-    from study.live import estimate_table
     from study.place import Launcher, Placement, named
+    from study.tables import estimate_table
 
     loaded = _load(config, set_)
     local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
@@ -267,10 +268,10 @@ def run(
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
     from study.by_hand import check_trials, grow
+    from study.joining import free_name
     from study.live import StudyView
     from study.place import Placement, named, slurm_dir
     from study.run import begin, run_workers
-    from study.slots import free_name
     from study.slurm import submitted
 
     loaded = _load(config, set_)
@@ -414,7 +415,7 @@ def enqueue(
     """Add one trial with these parameters to the study; its budget grows by one."""
     from study.by_hand import enqueue as add
     from study.by_hand import given_params
-    from study.slots import join
+    from study.joining import join
 
     loaded = _load(config, set_)
     given = given_params(params, loaded.space)
@@ -433,7 +434,7 @@ def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """End the study's workers on all machines, behind the epochs that they are in."""
     from study.by_hand import stop_study
     from study.config import of_reruns
-    from study.slots import NoStudy, join
+    from study.joining import NoStudy, join
 
     loaded = _load(config, set_)
     final, *leaks = of_reruns(loaded)
@@ -477,10 +478,11 @@ def status(
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
     from study.by_hand import is_stopped
-    from study.live import StudyView, status_table
+    from study.joining import join
+    from study.live import StudyView
     from study.lookout import follow
     from study.records import summary
-    from study.slots import join
+    from study.tables import status_table
 
     loaded = _load(config, set_)
     slots = join(loaded)
@@ -519,20 +521,21 @@ def evaluate(
     from study.device import pick_device
     from study.final import Evaluator
     from study.finals import begin_final, contenders_of_final, contenders_of_search
+    from study.joining import join
     from study.keep import keep_best
-    from study.live import evaluation_table, progress_bars
+    from study.live import progress_bars
     from study.place import Launcher, Placement
-    from study.slots import join
+    from study.scores import evaluation_table
 
     slots = join(_load(config, set_))
     evaluator = Evaluator(slots, pick_device(device))
     final = None
     if trial is None and seeds is not None:
-        placement = Placement(Launcher.LOCAL, workers, workers_per_gpu, grace_s=grace)
+        local = (Launcher.LOCAL, workers, workers_per_gpu)
+        placement = Placement(*local, grace_s=grace, device=device)
         arguments = (str(config), *_shown(set_))
-        options = [*(["--device", device] if device else []), "--top", str(top)]
-        options += ["--seeds", str(seeds), *([] if corruptions else ["--no-corruptions"])]
-        options += placement.arguments()
+        options = ["--top", str(top), "--seeds", str(seeds), *placement.arguments()]
+        options += [] if corruptions else ["--no-corruptions"]
         again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
         placement.check(slots.config, os.environ)
         final = begin_final(slots, top, seeds)
@@ -583,9 +586,9 @@ def compare(
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
         from study.analysis import analysis
-        from study.live import analysis_table
         from study.load import load_published
         from study.predictions import read_predictions
+        from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
         analysed = analysis(read_predictions(predictions), published, split or "test")
@@ -594,8 +597,8 @@ def compare(
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
     from study.compare import compare as compare_with_report
-    from study.live import comparison_table
-    from study.slots import join
+    from study.joining import join
+    from study.scores import comparison_table
 
     found = compare_with_report(join(_load(config, set_)))
     _print(found, comparison_table(found), as_json)
@@ -608,8 +611,8 @@ def report(
     set_: Set = None,
 ) -> None:
     """One self-contained HTML file: history, slices, trials, curves, the comparison."""
+    from study.joining import join
     from study.report import write_report
-    from study.slots import join
 
     loaded = _load(config, set_)
     typer.echo(write_report(join(loaded), out or Path(f"{loaded.name}.html")))
@@ -630,9 +633,9 @@ def export(
 
     from deepfake.config import UserError
     from study.device import pick_device
+    from study.joining import join
     from study.keep import keep
     from study.live import progress_bars
-    from study.slots import join
 
     if trial != "best" and not trial.isdecimal():
         raise UserError(f"--trial {trial}: must be best or the number of a slot")
@@ -688,7 +691,7 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from study.config import of_reruns
     from study.delivery import SyncResult
     from study.delivery import sync as deliver_left_over
-    from study.slots import NoStudy
+    from study.joining import NoStudy
 
     loaded = _load(config, set_)
     found, missing = SyncResult(0, 0, 0), []
@@ -718,7 +721,8 @@ def doctor(
     from dataclasses import asdict
 
     from study.doctor import examine
-    from study.live import doctor_table, progress_bars
+    from study.live import progress_bars
+    from study.tables import doctor_table
 
     loaded = _load(config, set_)
     with progress_bars(_stderr()) as advance:
@@ -740,7 +744,7 @@ def gc(
 
     from deepfake.config import UserError
     from study.gc import collect
-    from study.live import gc_table
+    from study.tables import gc_table
 
     if (best := re.fullmatch(r"best:(\d+)", keep)) is None or int(best[1]) < 1:
         raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
@@ -861,8 +865,8 @@ def _say_how_it_ended(
     name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
 ) -> int:
     """Print the result of `run`, and the commands for what is left; its exit code."""
-    from study.live import status_table
     from study.records import summary
+    from study.tables import status_table
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
     if ended.undelivered:

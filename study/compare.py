@@ -1,13 +1,13 @@
 """Ours beside the report's figures, and whether the two are like for like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deepfake.baselines import FIGURES
 from deepfake.config import FAKE, LABELS, UserError
 from deepfake.prepare import Prepared, load_prepared
 from study.config import StudyConfig, fingerprint
-from study.records import best_of
+from study.records import SlotRecord, best_of
 from study.slots import Slots
 
 _STALE = "the best trial has changed since the test split was opened; evaluate again"
@@ -19,54 +19,18 @@ def compare(slots: Slots) -> dict[str, Any]:
 
     Raises UserError if the study was not evaluated yet.
     """
-    config = slots.config
-    evaluation = slots.attributes().get("evaluation")
-    if evaluation is None or evaluation.get("analysis") is None:
-        raise UserError(
-            f"study '{config.name}' was not evaluated yet; run: deepfake-study evaluate CONFIG"
-        )
+    config, evaluation = slots.config, _evaluation_of(slots)
     prepared = load_prepared(config.data)
     refuse_other_settings(slots, prepared)
-    measured = {model["model"]: model for model in evaluation["analysis"]["models"]}
     records = slots.records()
-    states = {record.baseline: record for record in records if record.baseline}
-    rows: list[dict[str, Any]] = []
-    for baseline in config.baselines.baselines:
-        if baseline.published is not None:
-            published = baseline.published.model_dump()
-            rows.append({"model": baseline.name, "source": "report", "metrics": published})
-        if baseline.name in measured:
-            rows.append(_row(baseline.name, "ours", measured[baseline.name], evaluation))
-        else:
-            record = states[baseline.name]
-            failed = _lines_of(baseline.name, evaluation["left_out"])
-            rows.append(
-                {
-                    "model": baseline.name,
-                    "source": "ours",
-                    "metrics": dict.fromkeys(FIGURES),
-                    "slot": record.number,
-                    "state": "failed" if failed else record.state,
-                    "reason": failed[0] if failed else record.reason,
-                }
-            )
-    if (best := evaluation["analysis"]["best"]) is not None:
-        row = _row(best, "best", measured[best], evaluation)
-        rows.append({**row, "model": _first(evaluation, best)["variant"]})
+    rows = [*_rows_of_baselines(config, records, evaluation), *_rows_of_best(evaluation)]
     differences = unlike(config, prepared)
-    drawn = best_of([record for record in records if not record.baseline])
-    candidates = {m["slot"] for m in measured.values() if m["role"] == "candidate"}
-    left_out = evaluation["left_out"]
-    stale = (
-        drawn is not None
-        and drawn.number not in candidates
-        and not _lines_of(f"slot {drawn.number}", left_out)  # it was asked for
-    )
+    stale = [_STALE] if _is_stale(records, evaluation) else []
     openings = slots.attributes()["openings"]  # one may have been made and not ended
     return {
         "comparable": not differences,
         "differences": differences,
-        "caveats": [*caveats(config), *([_STALE] if stale else []), *left_out],
+        "caveats": [*caveats(config), *stale, *evaluation["left_out"]],
         "published": config.baselines.source,
         "rows": rows,
         "opening": evaluation["opening"],
@@ -78,6 +42,56 @@ def compare(slots: Slots) -> dict[str, Any]:
             for split, faces in prepared.summary.splits.items()
         },
     }
+
+
+def _evaluation_of(slots: Slots) -> Mapping[str, Any]:
+    evaluation = slots.attributes().get("evaluation")
+    if evaluation is None or evaluation.get("analysis") is None:
+        raise UserError(
+            f"study '{slots.config.name}' was not evaluated yet; run: deepfake-study evaluate "
+            "CONFIG"
+        )
+    found: Mapping[str, Any] = evaluation
+    return found
+
+
+def _rows_of_baselines(
+    config: StudyConfig, records: Sequence[SlotRecord], evaluation: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The report's figures of each, where it has any, and ours."""
+    measured = _measured(evaluation)
+    states = {record.baseline: record for record in records if record.baseline}
+    for baseline in config.baselines.baselines:
+        name = baseline.name
+        if baseline.published is not None:
+            published = baseline.published.model_dump()
+            yield {"model": name, "source": "report", "metrics": published}
+        if name in measured:
+            yield _row(name, "ours", measured[name], evaluation)
+        else:
+            yield _row_without_figures(states[name], name, evaluation["left_out"])
+
+
+def _rows_of_best(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """That of the best candidate, if there is one, by its variant's name."""
+    if (best := evaluation["analysis"]["best"]) is not None:
+        row = _row(best, "best", _measured(evaluation)[best], evaluation)
+        yield {**row, "model": _first(evaluation, best)["variant"]}
+
+
+def _is_stale(records: Sequence[SlotRecord], evaluation: Mapping[str, Any]) -> bool:
+    """Whether the search has found a better trial than those that were put before test."""
+    drawn = best_of([record for record in records if not record.baseline])
+    if drawn is None:
+        return False
+    models = _measured(evaluation).values()
+    candidates = {model["slot"] for model in models if model["role"] == "candidate"}
+    asked_for = _lines_of(f"slot {drawn.number}", evaluation["left_out"])
+    return drawn.number not in candidates and not asked_for
+
+
+def _measured(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {model["model"]: model for model in evaluation["analysis"]["models"]}
 
 
 def refuse_other_settings(slots: Slots, prepared: Prepared) -> dict[str, Any]:
@@ -154,6 +168,19 @@ def _row(
         "intervals": {name: (f["low"], f["high"]) for name, f in figures.items()},
         "confusion": first["test"]["confusion"],
         "faces": first["test"]["faces"],
+    }
+
+
+def _row_without_figures(record: SlotRecord, name: str, left_out: Sequence[str]) -> dict[str, Any]:
+    """Of a baseline that was not measured, with the reason."""
+    failed = _lines_of(name, left_out)
+    return {
+        "model": name,
+        "source": "ours",
+        "metrics": dict.fromkeys(FIGURES),
+        "slot": record.number,
+        "state": "failed" if failed else record.state,
+        "reason": failed[0] if failed else record.reason,
     }
 
 

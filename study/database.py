@@ -1,9 +1,11 @@
 """The SQL under a study: how it is connected to, locked, and spoken of without its password."""
 
+import fcntl
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -12,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 SQLITE_BUSY_S = 60  # a writer waits this long for another's transaction
 _ADVISORY_LOCK = 0x6465_6570  # any constant: one lock for all that create tables or open test
+_WEIGHTS_LOCK = 0x6465_6571  # with a study's id: of each study
 _CLIENT = {  # of PostgreSQL's driver: a server that vanished is noticed in a minute, not in hours
     "connect_timeout": 10,
     "keepalives_idle": 30,
@@ -53,6 +56,35 @@ def exclusive(url: str) -> Iterator[None]:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(_ADVISORY_LOCK)))
             yield  # the lock ends with the connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def weights_lock(url: str, study_id: str, *, alone: bool) -> Iterator[bool]:
+    """A study's weights, held by all who read them or by the one who removes some; whether held.
+
+    Readers wait for the one; who wants to be alone does not wait. Freed when its holder dies.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+        with Path(f"{parsed.database}.{study_id[:8]}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, how)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        return
+    locks = sqlalchemy.func
+    lock = locks.pg_try_advisory_lock if alone else locks.pg_advisory_lock_shared
+    key = (_WEIGHTS_LOCK, int(study_id[:7], 16))
+    engine = sqlalchemy.create_engine(url, **engine_kwargs(url))
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            held = connection.execute(sqlalchemy.select(lock(*key))).scalar_one()
+            yield held is not False  # who waits is told nothing
     finally:
         engine.dispose()
 

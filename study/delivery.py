@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from deepfake.config import UserError
 from study.config import StudyConfig, TrackingError
+from study.joining import join
 from study.replay import Replay
-from study.slots import Slots, join
+from study.slots import Slots
 from study.spool import Journal, Spool
 from study.tracking import sqlite_path
 

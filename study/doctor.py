@@ -10,29 +10,23 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.config import UserError
 from deepfake.parallel import Progress
-from deepfake.prepare import CROPS, load_prepared
+from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
 from study.database import has_tables
 from study.delivery import check_tracking
+from study.disk import Usage, usage
+from study.joining import NoStudy, join
 from study.records import SlotRecord
 from study.replay import Replay, differs
 from study.shelf import Shelf
-from study.slots import NoStudy, Slots, join
+from study.slots import Slots
 from study.spool import Spool
 from study.tracking import LoggedRun, sqlite_path
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a place takes of the disk."""
-
-    what: str
-    place: str
-    n_bytes: int
+LISTED = 3  # lost runs that are named one by one
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def examine(
     if fix:
         found += checked("study", lambda: _mend(config, mended))
     found += checked("study", lambda: _studies(config))
-    return Diagnosis(found, mended, _usage(config))
+    return Diagnosis(found, mended, usage(config))
 
 
 def _studies(config: StudyConfig) -> Iterator[Finding]:
@@ -203,16 +197,30 @@ def _unmatched(
         if (count := numbers.count(number)) > 1:
             what = f"slot {number} has {count} runs in MLflow"
             yield Finding("mlflow", "note", what, f"{SYNC} keeps the one that was written to")
-    for record in records:
-        if record.number in numbers or record.number in undelivered or not record.finished:
-            continue
+    missing = [
+        record
+        for record in records
+        if record.finished and record.number not in numbers and record.number not in undelivered
+    ]
+    for record in missing:
         if record.run_id is None:
             what = f"slot {record.number} is {record.state} and has no run: nothing was said of it"
             yield Finding("mlflow", "note", what)
-        else:
-            what = f"run {record.run_id} of slot {record.number} is not in MLflow any more"
-            remedy = f"mlflow runs restore --run-id {record.run_id}"
-            yield Finding("mlflow", "wrong", what, remedy)
+    yield from _lost([record for record in missing if record.run_id is not None])
+
+
+def _lost(records: list[SlotRecord]) -> Iterator[Finding]:
+    """Slots whose run MLflow had once."""
+    if len(records) > LISTED:  # its database is, most likely: not a line for each
+        first = records[0]
+        what = f"runs of {len(records)} slots are not in MLflow any more, the first that of slot "
+        remedy = "put MLflow's database back, or set tracking.uri to where they are; runs that "
+        remedy += f"were deleted: mlflow runs restore --run-id {first.run_id}"
+        yield Finding("mlflow", "wrong", f"{what}{first.number}", remedy)
+        return
+    for record in records:
+        what = f"run {record.run_id} of slot {record.number} is not in MLflow any more"
+        yield Finding("mlflow", "wrong", what, f"mlflow runs restore --run-id {record.run_id}")
 
 
 def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
@@ -236,36 +244,3 @@ def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
                 mended.append(f"study '{name}': {count} runs set to their slots' states")
         except UserError as error:
             yield Finding("mlflow", "wrong", f"not mended: {error}")
-
-
-def _usage(config: StudyConfig) -> list[Usage]:
-    """Of each place that is there."""
-    work_dir, checkpoints = config.data.work_dir, config.checkpoints_dir
-    url = make_url(config.study.storage.get_secret_value())
-    sqlite = sqlite_path(config.tracking.uri)
-    named = {
-        "crops": work_dir / CROPS,
-        "stores": work_dir / "store",
-        "features": work_dir / "features",
-        "checkpoints": checkpoints,
-    }
-    spools = sorted(checkpoints.glob("*/spool"))
-    if url.get_backend_name() == "sqlite" and url.database:
-        named["study database"] = Path(url.database)
-    if sqlite is not None:
-        named["MLflow's database"] = sqlite
-        named["MLflow's artifacts"] = config.tracking.artifacts_dir / config.name
-    found = [Usage(what, str(path), bytes_of(path)) for what, path in named.items()]
-    found += [Usage("of them, spool", str(path), bytes_of(path)) for path in spools]
-    return [usage for usage in found if Path(usage.place).exists()]
-
-
-def bytes_of(path: Path) -> int:
-    """What a file or a folder takes; what vanishes meanwhile takes nothing."""
-    total = 0
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        try:
-            total += 0 if file.is_dir() else file.lstat().st_size
-        except OSError:
-            continue
-    return total

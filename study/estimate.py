@@ -10,8 +10,9 @@ from functools import partial
 import torch
 
 from deepfake.checkpoint import KEPT, check_writable
-from deepfake.config import Hyperparameters, Variant
-from deepfake.models import MOBILENET_FEATURES
+from deepfake.config import DataError, Hyperparameters, TrainConfig, Variant
+from deepfake.features import rows_to_embed
+from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights
 from deepfake.parallel import in_parallel
 from deepfake.room import free_bytes, stores_bytes
 from deepfake.timing import Amount, Pace, measure_data, time_variant
@@ -21,16 +22,19 @@ SLOT_S = 1.0  # a slot that trains nothing: claim, tracking and the rest (bench:
 START_S = 8.0  # from the command to the first epoch: imports, the study, its workers
 EPOCHS_LEFT = 0.83  # of drawn trials' epochs, behind pruning and early stops (bench: pruning)
 
+Kind = tuple[Variant, bool]  # of a training: whether it is trained as a baseline is
+
 
 @dataclass(frozen=True)
 class VariantCost:
-    """Of one variant."""
+    """Of one variant; of its baselines apart, where those are trained otherwise."""
 
     variant: Variant
+    baselines: bool  # in fp32 and not augmented, while the study's own are one or the other
     side_px: int
     epoch_s: float  # with its checkpoint, beside the other workers of this machine
     images_per_s: float  # training faces of one worker
-    slots: int  # the baselines, and an even share of those that are drawn
+    slots: int  # an even share of those that are drawn, and the baselines unless they are apart
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Estimate:
     val_faces: int
     variants: list[VariantCost]
     prepare_s: float  # what is left of it, on all cores
-    embed_s: float  # of the frozen backbone's features, shared by all workers
+    embed_s: float  # of the frozen backbone's features that are not there yet; by all workers
     search_s: float  # behind prepare, features included
     at_most_s: float  # if every slot runs all its epochs
     disk: dict[str, int]  # bytes; what is there already counts, too
@@ -63,21 +67,19 @@ def estimate(config: StudyConfig, gpus: Sequence[str | None], workers: int) -> E
     check_writable(config.checkpoints_dir)
     amount = measure_data(config.data, config.sides_px)
     paces = _paces(config, gpus, amount)
-    slots = _slots(config)
-    epoch_s = {v: p.face_s * amount.train + p.checkpoint_s for v, p in paces.items()}
-    embedded = amount.train + amount.val * _val_passes(config)
-    embed_s = sum(pace.embed_s for pace in paces.values()) * embedded / workers
+    slots = [(kind if kind in paces else (kind[0], False), kind[1]) for kind in _slots(config)]
+    epoch_s = {kind: p.face_s * amount.train + p.checkpoint_s for kind, p in paces.items()}
+    embedding_s = max(pace.embed_s for pace in paces.values())  # of the one variant that does
+    embed_s = embedding_s * _to_embed(config, amount) / workers
     epochs = config.train.max_epochs
 
     def search_s(left: float) -> float:
-        shares = [1.0 if fixed else left for _, fixed in slots]
         each = [
-            SLOT_S + epochs * share * epoch_s[variant]
-            for (variant, _), share in zip(slots, shares, strict=True)
+            SLOT_S + epochs * (1.0 if fixed else left) * epoch_s[kind] for kind, fixed in slots
         ]
         return START_S + embed_s + _makespan(each, workers)
 
-    counts = Counter(variant for variant, _ in slots)
+    counts = Counter(kind for kind, _ in slots)
     return Estimate(
         name=config.name,
         workers=workers,
@@ -88,12 +90,13 @@ def estimate(config: StudyConfig, gpus: Sequence[str | None], workers: int) -> E
         variants=[
             VariantCost(
                 variant=variant,
+                baselines=apart,
                 side_px=config.train.image_size.of(variant),
-                epoch_s=epoch_s[variant],
+                epoch_s=epoch_s[variant, apart],
                 images_per_s=1 / pace.face_s,
-                slots=counts[variant],
+                slots=counts[variant, apart],
             )
-            for variant, pace in paces.items()
+            for (variant, apart), pace in paces.items()
         ],
         prepare_s=amount.prepare_s,
         embed_s=embed_s,
@@ -112,37 +115,60 @@ def _val_passes(config: StudyConfig) -> int:
     return 1 if config.study.objective == "val_loss" else 2
 
 
-def _slots(config: StudyConfig) -> list[tuple[Variant, bool]]:
+def _to_embed(config: StudyConfig, amount: Amount) -> int:
+    """Faces, each time that one is embedded, whose features are not on disk yet."""
+    if "mobilenet_v2_frozen" not in config.space.variant:
+        return 0
+    work_dir, side = config.data.work_dir, config.train.image_size.mobilenet_v2
+    everyone = amount.train + amount.val * _val_passes(config)
+    if not any((work_dir / "features").glob(f"mobilenet_v2_{side}_*")):
+        return everyone  # and no weights have to be downloaded to know it
+    weights, _ = load_weights(config.train.weights)
+    robust = config.study.objective != "val_loss"
+    try:
+        return rows_to_embed(work_dir, side, frozen_backbone(weights), robust=robust)
+    except DataError:  # the store has to be built anew: no features are of it
+        return everyone
+
+
+def _slots(config: StudyConfig) -> list[Kind]:
     """The variant of each slot and whether it is fixed; what is drawn takes turns."""
     fixed = [(baseline.params.variant, True) for baseline in config.baselines.baselines]
     drawn = ((variant, False) for variant in itertools.cycle(config.space.variant))
     return [*fixed, *itertools.islice(drawn, config.study.n_trials - len(fixed))]
 
 
-def _paces(config: StudyConfig, gpus: Sequence[str | None], amount: Amount) -> dict[Variant, Pace]:
+def _trainings(config: StudyConfig) -> dict[Kind, TrainConfig]:
+    """Each variant as it is drawn, and as its baseline is trained where that differs."""
+    found = {}
+    with_baseline = {baseline.params.variant for baseline in config.baselines.baselines}
+    for variant in config.space.variant:
+        params = Hyperparameters(variant=variant, lr=1e-4, weight_decay=1e-5, dropout=0.2)
+        drawn, fixed = (config.train_config(params, fixed=fixed) for fixed in (False, True))
+        found[variant, False] = drawn
+        if fixed != drawn and variant in with_baseline:
+            found[variant, True] = fixed
+    return found
+
+
+def _paces(config: StudyConfig, gpus: Sequence[str | None], amount: Amount) -> dict[Kind, Pace]:
     """The median worker's, of all that are timed at once."""
     named = list(dict.fromkeys(gpu for gpu in gpus if gpu is not None))
     devices = ["cpu" if gpu is None else f"cuda:{named.index(gpu)}" for gpu in gpus]
     val_share = _val_passes(config) * amount.val / amount.train
     timed = list(in_parallel(partial(_time, config, val_share), devices, len(devices)))
     return {
-        variant: sorted((of_one[variant] for of_one in timed), key=lambda pace: pace.face_s)[
+        kind: sorted((of_one[kind] for of_one in timed), key=lambda pace: pace.face_s)[
             len(timed) // 2
         ]
-        for variant in config.space.variant
+        for kind in _trainings(config)
     }
 
 
-def _time(config: StudyConfig, val_share: float, device: str) -> dict[Variant, Pace]:
-    """All variants in turn, on one device."""
-    paces = {}
-    for variant in config.space.variant:
-        params = Hyperparameters(variant=variant, lr=1e-4, weight_decay=1e-5, dropout=0.2)
-        train = config.train_config(params, fixed=False)
-        paces[variant] = time_variant(
-            train, torch.device(device), val_share, config.checkpoints_dir
-        )
-    return paces
+def _time(config: StudyConfig, val_share: float, device: str) -> dict[Kind, Pace]:
+    """All trainings in turn, on one device."""
+    where = (torch.device(device), val_share, config.checkpoints_dir)
+    return {kind: time_variant(train, *where) for kind, train in _trainings(config).items()}
 
 
 def _makespan(seconds: Iterable[float], workers: int) -> float:
@@ -155,13 +181,13 @@ def _makespan(seconds: Iterable[float], workers: int) -> float:
 
 def _disk(
     config: StudyConfig,
-    paces: dict[Variant, Pace],
+    paces: dict[Kind, Pace],
     amount: Amount,
-    slots: Counter[Variant],
+    slots: Counter[Kind],
     workers: int,
 ) -> dict[str, int]:
     row_bytes = MOBILENET_FEATURES * 4
-    frozen = "mobilenet_v2_frozen" in paces
+    frozen = "mobilenet_v2_frozen" in config.space.variant
     embedded = amount.train + amount.val * _val_passes(config)
     largest = max(pace.checkpoint_bytes for pace in paces.values())
     return {
@@ -170,5 +196,5 @@ def _disk(
         "features": embedded * row_bytes if frozen else 0,
         # of each worker: those that are kept, and the one being written
         "checkpoints": (KEPT + 1) * largest * workers,
-        "artifacts": sum(pace.weights_bytes * slots[v] for v, pace in paces.items()),
+        "artifacts": sum(pace.weights_bytes * slots[kind] for kind, pace in paces.items()),
     }

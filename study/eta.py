@@ -32,3 +32,10 @@ def seconds_left(records: Sequence[SlotRecord], max_epochs: int) -> float | None
             share = 1 - min(len(record.losses), max_epochs) / max_epochs
             left.append(share * fmean(ended.get(variant, all_ended)))
     return max(*left, sum(left) / workers)
+
+
+def duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from deepfake.config import SPLITS, Split, UserError
@@ -137,49 +136,86 @@ class Evaluator:
         scores on test faces under them as another. left_out: what is said of trainings that have
         no weights.
         """
+        with self.slots.reading_weights():
+            return self._evaluate(contenders, left_out, corruptions=corruptions)
+
+    def _evaluate(
+        self, contenders: Sequence[Contender], left_out: Sequence[str], *, corruptions: bool
+    ) -> Evaluation:
         self._rows, self._falls = [], []
+        everyone = (*contenders, *incumbents(self.slots))
         under_corruptions = first_seeds(contenders) if corruptions else []
-        diagnostics = incumbents(self.slots)
-        everyone = (*contenders, *diagnostics)
-        self._steps = self._proofs(len(everyone))
-        proven = [self._prove(contender) for contender in everyone]
+        proven = self._prove_all(everyone)
         opening, entry = self._freeze(proven)
+        tested = self._test_all(everyone, proven, opening, under_corruptions)
+        finalists, diagnostics = tested[: len(contenders)], tested[len(contenders) :]
+        with tempfile.TemporaryDirectory() as folder:
+            table = self._written(Path(folder))
+            evaluation = self._analysed(table, finalists, diagnostics, entry, left_out)
+            self._log(evaluation, table)
+        return evaluation
+
+    def _prove_all(self, everyone: Sequence[Contender]) -> list[Evaluated]:
+        self._steps = self._proofs(len(everyone))
+        return [self._prove(contender) for contender in everyone]
+
+    def _test_all(
+        self,
+        everyone: Sequence[Contender],
+        proven: Sequence[Evaluated],
+        opening: Opening,
+        under_corruptions: Sequence[Contender],
+    ) -> list[Evaluated]:
         self._steps = self._tests(len(everyone), len(under_corruptions))
-        tested = [
+        return [
             self._test(contender, evaluated, opening, fall=contender in under_corruptions)
             for contender, evaluated in zip(everyone, proven, strict=True)
         ]
-        predictions = pd.concat(self._rows, ignore_index=True)
+
+    def _written(self, folder: Path) -> Path:
+        """The table of predictions as a file; what is computed from it is read from there."""
+        table = folder / PREDICTIONS
+        write_predictions(pd.concat(self._rows, ignore_index=True), table)
+        self.predictions = read_predictions(table)
+        return table
+
+    def _analysed(
+        self,
+        table: Path,
+        finalists: list[Evaluated],
+        diagnostics: list[Evaluated],
+        entry: dict[str, Any],
+        left_out: Sequence[str],
+    ) -> Evaluation:
+        """What the table says, beside what each was measured to be."""
+        predictions, baselines = self.predictions, self.config.baselines
+        return Evaluation(
+            finalists=finalists,
+            diagnostics=diagnostics,
+            opening=entry,
+            openings=len({opened["sha256"] for opened in self.slots.attributes()["openings"]}),
+            left_out=list(left_out),
+            analysis=analysis(predictions, baselines),
+            test_sets={name: analysis(predictions, baselines, name) for name in self.further},
+            predictions_sha256=sha256_of(table),
+            corruptions=self._falls or None,
+        )
+
+    def _log(self, evaluation: Evaluation, table: Path) -> None:
+        """In MLflow and the study. Raises TrackingError if MLflow does not take the tables."""
+        assert evaluation.opening is not None
+        # first, or figures would stand without what they were computed from
+        self.tracker.log_study_file(f"test/{PREDICTIONS}", table)
+        self._log_falls(table.parent)
+        self.slots.set_attribute("evaluation", asdict(evaluation))
         openings = self.slots.attributes()["openings"]
-        with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder, PREDICTIONS)
-            write_predictions(predictions, table)
-            # of the file: what anybody computes from it is this
-            self.predictions, baselines = read_predictions(table), self.config.baselines
-            evaluation = Evaluation(
-                finalists=tested[: len(contenders)],
-                diagnostics=tested[len(contenders) :],
-                opening=entry,
-                openings=len({e["sha256"] for e in openings}),
-                left_out=list(left_out),
-                analysis=analysis(self.predictions, baselines),
-                test_sets={
-                    name: analysis(self.predictions, baselines, name) for name in self.further
-                },
-                predictions_sha256=sha256_of(table),
-                corruptions=self._falls or None,
-            )
-            # first, or figures would stand without what they were computed from
-            self.tracker.log_study_file(f"test/{PREDICTIONS}", table)
-            pictures = self._log_falls(Path(folder))
-            self.slots.set_attribute("evaluation", asdict(evaluation))
-            self.tracker.log_study(
-                {"opening_sha256": opening.sha256, "test_openings": str(evaluation.openings)},
-                {"test/openings.json": json.dumps(openings, indent=1), **pictures},
-            )
+        tags = {
+            "opening_sha256": evaluation.opening["sha256"],
+            "test_openings": str(evaluation.openings),
+        }
+        self.tracker.log_study(tags, {"test/openings.json": json.dumps(openings, indent=1)})
         self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
         self.tracker.describe(description(self.slots))
-        return evaluation
 
     def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
         assert evaluation.analysis is not None
@@ -195,6 +231,10 @@ class Evaluator:
         record = records[number]
         if record.state not in ("complete", "pruned") or record.best_loss is None:
             raise UserError(f"--trial {number}: it is {record.state} and has no weights to prove")
+        with self.slots.reading_weights():
+            return self._evaluate_record(record)
+
+    def _evaluate_record(self, record: SlotRecord) -> Evaluation:
         contender = of_search(self.slots, record)
         self._steps = self._proofs(1)
         proven = self._prove(contender)
@@ -310,16 +350,19 @@ class Evaluator:
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
         return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
 
-    def _log_falls(self, folder: Path) -> dict[str, Figure]:
-        """Log the table of what was measured under corruptions; its picture, still to be logged.
+    def _log_falls(self, folder: Path) -> None:
+        """The table of what was measured under corruptions, and its picture.
 
-        Raises TrackingError if MLflow does not take the table.
+        Where nothing was, they take the place of an earlier list's. Raises TrackingError.
         """
-        if not self._falls:
-            return {}
-        write_corruptions(self._falls, folder / CORRUPTIONS)
-        self.tracker.log_study_file(f"test/{CORRUPTIONS}", folder / CORRUPTIONS)
-        return {"test/corruptions.png": corruptions_figure(self._falls)}
+        before = self.slots.attribute("evaluation") or {}
+        if not self._falls and not before.get("corruptions"):
+            return
+        table, picture = folder / CORRUPTIONS, folder / "corruptions.png"
+        write_corruptions(self._falls, table)
+        corruptions_figure(self._falls).savefig(picture)
+        for path in (table, picture):
+            self.tracker.log_study_file(f"test/{path.name}", path)
 
     def _figures(
         self, contender: Contender, logits: torch.Tensor, faces: Faces, split: Split

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from deepfake.config import UserError
 from study.config import final_of, has_reruns_alone
+from study.joining import create_or_join
 from study.predictions import Role
 from study.records import Rerun, SlotRecord
-from study.slots import Slots, create_or_join
+from study.slots import Slots
 
 
 @dataclass(frozen=True)

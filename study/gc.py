@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,29 +11,21 @@ from filelock import FileLock, Timeout
 from deepfake.prepare import CROPS
 from deepfake.room import store_path
 from study.config import StudyConfig, TrackingError
-from study.doctor import bytes_of
+from study.disk import Usage, bytes_of
 from study.finals import incumbents
+from study.joining import join
 from study.records import SlotRecord
 from study.shelf import Shelf
-from study.slots import Slots, join
+from study.slots import Slots
 from study.spool import WEIGHTS, Spool
 from study.worker import checkpoints_of
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One thing that nobody needs."""
-
-    what: str
-    place: str
-    n_bytes: int
 
 
 @dataclass(frozen=True)
 class Collected:
     """What gc removed, or with dry_run would remove."""
 
-    removals: list[Removal]
+    removals: list[Usage]
     n_bytes: int
     kept: dict[int, str]  # finished slots whose weights and checkpoints stay, and why
     dry_run: bool
@@ -47,25 +40,34 @@ def collect(config: StudyConfig, best: int, *, dry_run: bool) -> Collected:
     MLflow's registry names, whatever MLflow has still to be told of, and every slot that is not
     finished; studies of reruns are not looked at: theirs are finalists. Files that killed writers
     left unfinished in work_dir go, too. Small files of a run stay: figures, matrices, settings.
-    Raises NoStudy, StorageError or TrackingError.
+    Raises NoStudy, StorageError or TrackingError, and UserError while an evaluate reads weights.
     """
     slots = join(config)
-    records = slots.records()
-    shelf = Shelf.of(config, slots.study_id)
-    kept = _kept(slots, records, best, shelf)
-    todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
-    done: list[Removal] = []
-    failed: list[str] = []
-    for removal, remove in todo:
-        if not dry_run:
-            try:
-                remove()
-            except (TrackingError, OSError) as error:
-                failed.append(f"{removal.what}: {error}")
-                continue
-        done.append(removal)
-    freed = sum(removal.n_bytes for removal in done)
-    return Collected(done, freed, kept, dry_run, _notes(config, slots), failed)
+    # an evaluate may be reading them, or about to freeze a list of them
+    with nullcontext() if dry_run else slots.removing_weights():
+        records = slots.records()
+        shelf = Shelf.of(config, slots.study_id)
+        kept = _kept(slots, records, best, shelf)
+        todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
+        failed = {} if dry_run else _remove(todo)
+    done = [usage for number, (usage, _) in enumerate(todo) if number not in failed]
+    freed = sum(usage.n_bytes for usage in done)
+    said = list(failed.values())
+    return Collected(done, freed, kept, dry_run, _notes(config, slots), said)
+
+
+_Todo = tuple[Usage, Callable[[], None]]
+
+
+def _remove(todo: Sequence[_Todo]) -> dict[int, str]:
+    """What could not be removed, by its place in todo, and why."""
+    failed = {}
+    for number, (usage, remove) in enumerate(todo):
+        try:
+            remove()
+        except (TrackingError, OSError) as error:
+            failed[number] = f"{usage.what}: {error}"
+    return failed
 
 
 def _kept(
@@ -99,9 +101,6 @@ def _kept(
     return kept
 
 
-_Todo = tuple[Removal, Callable[[], None]]
-
-
 def _of_slots(
     slots: Slots, records: Sequence[SlotRecord], kept: dict[int, str], shelf: Shelf | None
 ) -> Iterator[_Todo]:
@@ -113,12 +112,12 @@ def _of_slots(
         if shelf and run_id and run_id in runs and (size := shelf.weights_bytes(run_id)):
             what = f"weights of slot {number}, {record.state}"
             place = f"MLflow run {run_id}: {WEIGHTS}"
-            yield Removal(what, place, size), _removing_weights(shelf, run_id)
+            yield Usage(what, place, size), _removing_weights(shelf, run_id)
         checkpoints = checkpoints_of(slots, number)
         if checkpoints.folder.is_dir():
             what = f"checkpoints of slot {number}, {record.state}"
             size = bytes_of(checkpoints.folder)
-            yield Removal(what, str(checkpoints.folder), size), checkpoints.remove
+            yield Usage(what, str(checkpoints.folder), size), checkpoints.remove
 
 
 def _removing_weights(shelf: Shelf, run_id: str) -> Callable[[], None]:
@@ -139,7 +138,7 @@ def _unfinished(config: StudyConfig) -> Iterator[_Todo]:
             guarded.append((path, store_path(work_dir, int(side[1])).with_suffix(".lock")))
     for path, lock in guarded:
         if not _is_held(lock):
-            removal = Removal("unfinished, of a killed writer", str(path), bytes_of(path))
+            removal = Usage("unfinished, of a killed writer", str(path), bytes_of(path))
             yield removal, _removing_file(path, lock)
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from study.claimed import Slot, SlotLost
 from study.outage import StorageError
-from study.slots import Slot, SlotLost, Slots
+from study.slots import Slots
 
 log = logging.getLogger(__name__)
 

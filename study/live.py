@@ -1,11 +1,11 @@
-"""What a terminal shows: a line a trial, tables, progress bars; all but results on stderr."""
+"""What a terminal shows as it runs: a line a trial, the live table, progress bars; on stderr."""
 
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,26 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deepfake.baselines import FIGURES
-from deepfake.room import size_text
-from study.eta import seconds_left
-from study.records import STATES, SlotRecord, best_of
+from study.eta import duration, seconds_left
+from study.records import SlotRecord, best_of
 
-if TYPE_CHECKING:
-    from deepfake.audit import Audit
-    from deepfake.prepare import Summary  # pandas and scikit-learn: `status` does without
-    from study.doctor import Diagnosis
-    from study.estimate import Estimate
-    from study.gc import Collected
-    from study.leak import Price
-
-PROBES = {  # what each sees, by name
-    "geometry": "the box and the photo's size",
-    "colours": "colour means and deviations of the crop",
-    "encoding": "the file's bytes per pixel and JPEG tables",
-    "surroundings": "the crop's corners, the face masked out",
-}
-LEAK_LINES, FACE_LINES = 20, 5  # the rest is in --json
 COLUMNS = {  # of the live table: the terminal's width from which it is shown
     "slot": 0,
     "variant": 0,
@@ -113,7 +96,7 @@ def _cells(record: SlotRecord, max_epochs: int) -> dict[str, Text | ProgressBar]
     epoch = f"{done}/{max_epochs}"
     if (stage := record.stage) is not None and not done and stage.done < stage.total:
         done, total = stage.done, stage.total
-        left = f" {_duration(stage.seconds_left)}" if stage.seconds_left is not None else ""
+        left = f" {duration(stage.seconds_left)}" if stage.seconds_left is not None else ""
         epoch = f"embed {100 * done // total}%{left}"
     loss = f"{record.losses[max(record.losses)]:.4f}" if record.losses else "-"
     of = record.baseline or ""
@@ -140,7 +123,7 @@ def study_line(records: Sequence[SlotRecord], max_epochs: int) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(f"{sum(r.finished for r in records)}/{len(records)} slots finished", "bold")
     left = seconds_left(records, max_epochs)
-    line.append(f", ETA {'-' if left is None else _duration(left)}")
+    line.append(f", ETA {'-' if left is None else duration(left)}")
     best = best_of(records)
     line.append(f"; best {best.best_loss:.4f} (slot {best.number})" if best else "; best -")
     for state, before in (("pruned", "; "), ("failed", ", ")):
@@ -169,296 +152,6 @@ def trial_line(record: SlotRecord, max_epochs: int) -> Text:
     return line
 
 
-def status_table(name: str, records: Sequence[SlotRecord], max_epochs: int) -> Group:
-    """Budget, slots by state, the best so far and every slot that began."""
-    lines = [trial_line(r, max_epochs) for r in records if r.state != "waiting" or r.losses]
-    best = best_of(records)
-    head = Text(f"study {name}: {len(records)} slots", "bold")
-    tail = Text("no slot is complete yet")
-    if best is not None:
-        tail = Text("best: ", "bold").append_text(trial_line(best, max_epochs))
-    return Group(head, *lines, _counts(records), tail)
-
-
-def summary_table(summary: "Summary") -> Group:
-    """What prepare left."""
-    head = Text(f"{summary.faces} faces of {summary.photos} photos", "bold")
-    table = Table()
-    for column in ("split", "real", "fake"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split, counts in summary.splits.items():
-        table.add_row(split, str(counts["real"]), str(counts["fake"]))
-    table.add_row("all", str(summary.real), str(summary.fake), style="bold")
-    for reason, count in summary.dropped.items():
-        table.add_row(f"dropped: {reason}", str(count), "", style="yellow")
-    if summary.clamped:
-        table.add_row("boxes clamped to the photo", str(summary.clamped), "", style="dim")
-    return Group(head, table)
-
-
-def audit_table(audit: "Audit") -> Group:
-    """What leaks from one split to another, and what each probe tells of the label."""
-    head = Text(f"{audit.photos} photos read", "bold")
-    if audit.photos_not_found:
-        head.append(f", {audit.photos_not_found} of the JSONs not found", "yellow")
-    pairs = Table("also in an earlier split", title_justify="left")
-    pairs.add_column("found", justify="right")
-    for kind, what in (
-        ("id", "photos of val and test, by id"),
-        ("pixels", "by their decoded pixels"),
-        ("near", "nearly identical"),
-    ):
-        count = sum(leak.kind == kind for leak in audit.leaks)
-        pairs.add_row(what, str(count), style="red" if count else None)
-    pairs.add_row("faces nearly alike (listed, no error)", str(len(audit.near_faces)))
-    probes = Table("probe: what it sees")
-    for column in ("AUC on val", "95 %", ""):
-        probes.add_column(column, justify="right")
-    for found in audit.probes:
-        low, high = found.interval
-        cells = (f"{found.auc:.3f}", f"{low:.3f} to {high:.3f}")
-        verdict = ("flagged", "yellow") if found.flagged else ("", None)
-        sees = f"{found.probe}: {PROBES[found.probe]}"
-        probes.add_row(sees, *cells, verdict[0], style=verdict[1])
-    faces = [Text(f"{pair}", "dim") for pair in audit.near_faces[:FACE_LINES]]
-    if len(audit.near_faces) > FACE_LINES:
-        faces.append(Text(f"and {len(audit.near_faces) - FACE_LINES} more: see --json", "dim"))
-    return Group(head, pairs, *faces, probes)
-
-
-def price_table(price: "Price") -> Group:
-    """A baseline split by face beside itself split by photo."""
-    table = Table(title=f"{price.baseline}, {price.seeds} seeds a split", title_justify="left")
-    for column in ("", "split by photo", "split by face", "difference (95 %)"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, found in price.differences.items():
-        sides = [price.arms[arm].figures[name] for arm in ("photo", "face")]
-        cells = [f"{f.value:.4f} ({f.low:.4f}-{f.high:.4f})" for f in sides]
-        difference = f"{found.value:+.4f}"
-        if found.low is not None and found.high is not None:
-            difference += f" ({found.low:+.4f} to {found.high:+.4f})"
-        table.add_row(name, *cells, difference)
-    held = {arm: f"{found.faces} of {found.photos} photos" for arm, found in price.arms.items()}
-    faces = f"faces held out: by photo {held['photo']}, by face {held['face']}"
-    return Group(table, Text(f"{price.sentence}."), Text(faces, "dim"))
-
-
-def leak_lines(audit: "Audit", group_by: str) -> list[str]:
-    """A line a leak, up to LEAK_LINES, and the way out."""
-    lines = [str(leak) for leak in audit.leaks[:LEAK_LINES]]
-    if len(audit.leaks) > LEAK_LINES:
-        lines.append(f"and {len(audit.leaks) - LEAK_LINES} more: --json names them all")
-    way_out = "take one of each pair out of its JSON"
-    if group_by == "face":
-        way_out = "set data.group_by to photo, and " + way_out
-    n = len(audit.leaks)
-    return [*lines, f"photos in two splits: {n}; {way_out}, and prepare in another data.work_dir"]
-
-
-def estimate_table(estimate: "Estimate") -> Group:
-    """What a study will take, rounded as far as it can be known."""
-    table = Table()
-    for column in ("variant", "px", "s/epoch", "faces/s", "slots"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for cost in estimate.variants:
-        table.add_row(
-            cost.variant,
-            str(cost.side_px),
-            f"{cost.epoch_s:.3g}",
-            f"{cost.images_per_s:,.0f}",
-            str(cost.slots),
-        )
-    here = f"{estimate.workers} workers, device {estimate.device}"
-    head = Text(f"study {estimate.name}: {estimate.n_trials} slots, {here}", "bold")
-    faces = f"{estimate.train_faces:,} faces to train on, {estimate.val_faces:,} to validate"
-    prepare = _duration(estimate.prepare_s) if estimate.prepare_s else "done"
-    search, most = _duration(estimate.search_s), _duration(estimate.at_most_s)
-    lines = [
-        Text(f"prepare  {prepare}"),
-        Text(f"search   {search}, at most {most} (if nothing is pruned and none stops early)"),
-    ]
-    if estimate.embed_s:
-        features = _duration(estimate.embed_s)
-        lines.append(Text(f"         of it {features} for the frozen backbone's features, once"))
-    disk = ", ".join(f"{name} {size_text(n_bytes)}" for name, n_bytes in estimate.disk.items())
-    free = ", ".join(f"{size_text(n_bytes)} at {key}" for key, n_bytes in estimate.free.items())
-    lines.append(Text(f"disk     {disk}; free: {free}"))
-    return Group(head, Text(faces), table, *lines)
-
-
-def doctor_table(found: "Diagnosis") -> Group:
-    """Each finding with its way out, what was mended, what the disk holds."""
-    styles = {"ok": "green", "note": "yellow", "wrong": "bold red"}
-    lines = []
-    for finding in found.findings:
-        line = Text(f"{finding.level:<6}", styles[finding.level])
-        line.append(f"{finding.area:<8} {finding.what}", "default not bold")
-        if finding.remedy:
-            line.append(f"; mend it: {finding.remedy}", "cyan not bold")
-        lines.append(line)
-    lines += [Text(f"mended  {done}", "green") for done in found.mended]
-    disk = Table("on disk")
-    disk.add_column("size", justify="right")
-    disk.add_column("where", overflow="fold")
-    for usage in found.disk:
-        disk.add_row(usage.what, size_text(usage.n_bytes), usage.place)
-    wrong = sum(finding.level == "wrong" for finding in found.findings)
-    fixable = sum(finding.fixable for finding in found.findings)
-    tail = Text("nothing is wrong" if not wrong else f"{wrong} wrong", "bold")
-    if fixable:
-        tail.append(f"; --fix would mend {fixable} of them")
-    return Group(*lines, disk, tail)
-
-
-def gc_table(found: "Collected") -> Group:
-    """What was or would be removed, and what stays."""
-    table = Table("would be removed" if found.dry_run else "removed")
-    table.add_column("size", justify="right")
-    table.add_column("where", overflow="fold")
-    for removal in found.removals:
-        table.add_row(removal.what, size_text(removal.n_bytes), removal.place)
-    kept = [f"slot {number} stays: {reason}" for number, reason in found.kept.items()]
-    verb = "would be freed" if found.dry_run else "freed"
-    tail = Text(f"{size_text(found.n_bytes)} {verb}", "bold")
-    body = [table] if found.removals else []
-    return Group(*(Text(line, "dim") for line in [*kept, *found.notes]), *body, tail)
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 1.5:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def comparison_table(comparison: Mapping[str, Any]) -> Group:
-    """Ours beside the report's, two decimals as the report prints them."""
-    headings = {"accuracy": "acc", "precision": "P", "recall": "R", "f1": "F1"}
-    table = Table(title="test split; 0 real, 1 fake", title_justify="left")
-    table.add_column("model")
-    table.add_column("source")
-    for figure in FIGURES:
-        name, _, label = figure.partition("_")
-        table.add_column(headings[name] + (f"({label})" if label else ""), justify="right")
-    table.add_column("AUC (95 %)", justify="right")
-    for row in comparison["rows"]:
-        metrics = row["metrics"]
-        cells = ["-" if metrics[f] is None else f"{metrics[f]:.2f}" for f in FIGURES]
-        auc = "-"
-        if "intervals" in row:
-            low, high = row["intervals"]["auc"]
-            auc = f"{metrics['auc']:.2f} ({low:.2f} to {high:.2f})"
-        source = row["source"] + (f", {row['state']}" if "state" in row else "")
-        style = {"report": "dim", "best": "bold"}.get(row["source"])
-        model = row["model"] if row["source"] != "best" else f"slot {row['slot']}: {row['model']}"
-        table.add_row(model, source, *cells, auc, style=style)
-    notes = [Text(f"The report: {comparison['published']}", "dim")]
-    if not comparison["comparable"]:
-        why = "; ".join(comparison["differences"])
-        notes.append(Text(f"The rows are not like for like: {why}.", "yellow"))
-    notes += [Text(f"Note: {caveat}.", "dim") for caveat in comparison["caveats"]]
-    verdicts = comparison["analysis"]["comparisons"]
-    notes += [Text(f"{verdict['sentence']}.", "bold") for verdict in verdicts]
-    notes.append(Text(_shares(comparison["fake_shares"]), "dim"))
-    if prior := comparison["analysis"].get("prior"):  # an earlier release's has none
-        notes.append(Text(f"{prior['sentence']}.", "dim"))
-    if comparison["openings"] > 1:
-        opened = comparison["openings"]
-        notes.append(Text(f"The test split was opened for {opened} different lists.", "yellow"))
-    return Group(table, *notes, *map(_test_set, comparison["test_sets"].values()))
-
-
-def _shares(fake_shares: Mapping[str, float]) -> str:
-    return "Fakes: " + ", ".join(f"{s} {100 * share:.1f} %" for s, share in fake_shares.items())
-
-
-def _test_set(found: Mapping[str, Any]) -> Group:
-    """A further test set, shorter than the first."""
-    names = ("NLL", "accuracy", "balanced acc", "AUC")
-    keys = ("nll", "accuracy", "balanced_accuracy", "auc")
-    table = _figures_table(found, dict(zip(names, keys, strict=True)))
-    said = [Text(f"{comparison['sentence']}.", "bold") for comparison in found["comparisons"]]
-    return Group(Text(), table, *said, Text(f"{found['prior']['sentence']}.", "dim"))
-
-
-def _figures_table(found: Mapping[str, Any], figures: Mapping[str, str]) -> Table:
-    """A row a model. figures: column -> its name in the scorecard."""
-    counts = f"{found['real']} real and {found['fake']} fake faces of {found['photos']} photos"
-    table = Table(title=f"split {found['split']}: {counts}", title_justify="left")
-    for column in ("model", "seeds", *figures):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for model in found["models"]:
-        cells = [_with_interval(model["figures"][key]) for key in figures.values()]
-        style = {"diagnostic": "dim"}.get(model["role"])
-        style = "bold" if model["model"] == found["best"] else style
-        table.add_row(model["model"], str(len(model["seeds"])), *cells, style=style)
-    return table
-
-
-def analysis_table(found: Mapping[str, Any]) -> Group:
-    """Figures with intervals, the verdicts, and what became of the report's figures."""
-    names = ("NLL", "accuracy", "AUC", "EER", "ECE", "ECE scaled", "R(1) at 1 % false")
-    keys = ("nll", "accuracy", "auc", "eer", "ece", "ece_scaled", "recall_1_at_far_1pct")
-    table = _figures_table(found, dict(zip(names, keys, strict=True)))
-    printed = Table(title=f"the report: {found['published']['source']}", title_justify="left")
-    for column in ("model", "figure", "printed", "ours", "95 %, seeds and photos", ""):
-        printed.add_column(column)
-    for cell in found["published"]["cells"]:
-        values = (f"{cell['printed']:.2f}", f"{cell['ours']:.4f}")
-        interval = "-" if cell["low"] is None else f"{cell['low']:.4f} to {cell['high']:.4f}"
-        printed.add_row(cell["model"], cell["figure"], *values, interval, cell["verdict"])
-    verdicts = [Text(f"{comparison['sentence']}.") for comparison in found["comparisons"]]
-    notes = [f"Intervals: 95 %, {found['resamples']} resamples of photos, seeds as they are."]
-    dataset = found["published"]["dataset"]
-    notes.append(f"The report's figures are of {dataset}: other data can't reproduce them.")
-    notes.append(f"{found['prior']['sentence']}.")
-    return Group(table, *verdicts, printed, *(Text(note, "dim") for note in notes))
-
-
-def _with_interval(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "—"
-    return f"{figure['value']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"
-
-
-def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
-    """The proof of each finalist, and what it scored."""
-    table = Table(title="re-evaluated from the logged weights", title_justify="left")
-    for column in (
-        "slot",
-        "model",
-        "seed",
-        f"{evaluation['finalists'][0]['proof']['objective']} logged",
-        "recomputed",
-        "proof",
-        "val acc",
-        "test acc",
-        *(f"{name} acc" for name in evaluation["finalists"][0]["test_sets"]),
-    ):
-        table.add_column(column)
-    for finalist in evaluation["finalists"]:
-        proof, test = finalist["proof"], finalist["test"]
-        table.add_row(
-            str(finalist["slot"]),
-            finalist["model"],
-            str(finalist["seed"]),
-            f"{proof['logged']:.6f}",
-            f"{proof['recomputed']:.6f}",
-            "bit-equal" if proof["logged"] == proof["recomputed"] else "within tolerance",
-            f"{finalist['val']['metrics']['accuracy']:.3f}",
-            f"{test['metrics']['accuracy']:.3f}" if test else "closed",
-            *(f"{of['metrics']['accuracy']:.3f}" for of in finalist["test_sets"].values()),
-        )
-    entry = evaluation["opening"]
-    note = "The test split stays closed for this slot: it is in no opened list."
-    if entry is not None:
-        note = f"Test split opened {entry['at']} for list {entry['sha256'][:12]}"
-        note += f" ({evaluation['openings']} lists so far)" if evaluation["openings"] > 1 else ""
-    left_out = [Text(line, "yellow") for line in evaluation["left_out"]]
-    models = [Text(f"registered: {uri}", "dim") for uri in evaluation["registered"].values()]
-    return Group(table, *left_out, Text(note, "dim"), *models)
-
-
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Any]:
     """A callable (stage, done, total) that shows a bar a stage, with the time that is left.
@@ -485,11 +178,3 @@ def progress_bars(console: Console) -> Iterator[Any]:
         except KeyboardInterrupt:
             bars.console.print("stopped; the same command continues")
             raise
-
-
-def _counts(records: Sequence[SlotRecord]) -> Text:
-    counts = {state: sum(r.state == state for r in records) for state in STATES}
-    line = Text("     ")
-    for state, count in counts.items():
-        line.append(f"{count} {state}  ", COLOURS.get(state, "dim") if count else "dim")
-    return line

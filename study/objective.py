@@ -28,11 +28,12 @@ from deepfake.parallel import Progress
 from deepfake.prepare import Prepared
 from deepfake.store import Faces, ensure_store
 from study.by_hand import check_stopped
+from study.claimed import Slot
 from study.config import Objective, StudyConfig, flattened, is_leak, public_yaml
 from study.datasets import Dataset, dataset, sources
 from study.lease import Lease
 from study.records import DIVERGED, LastEpoch, Stage, State
-from study.slots import Slot, Slots
+from study.slots import Slots
 from study.space import suggest
 from study.spool import SlotRun, run_name
 

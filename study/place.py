@@ -11,6 +11,7 @@ from deepfake.config import UserError
 from deepfake.parallel import available_cores
 from study.command import WorkerCommand
 from study.config import StudyConfig
+from study.device import pick_device
 from study.launch import LocalWorkers, OnEnd, Workers, assign_gpus, visible_gpus
 from study.worker import check_precision
 
@@ -33,6 +34,7 @@ def named(launcher: str) -> Launcher:
 
 OWNERS = {  # options that only one launcher knows
     "--workers-per-gpu": Launcher.LOCAL,
+    "--device": Launcher.LOCAL,
     "--slurm": Launcher.SLURM,
     "--detach": Launcher.SLURM,
     "--ray-address": Launcher.RAY,
@@ -53,6 +55,7 @@ class Placement:
     gpus_per_worker: float | None = None
     grace_s: float = GRACE_S
     timeout_s: float | None = None  # from the workers' start to their clean end
+    device: str | None = None  # local: of all workers; None takes every GPU that is visible
 
     @property
     def local(self) -> bool:
@@ -77,6 +80,7 @@ class Placement:
             ("--launcher", None if self.local else self.launcher.value),
             ("--workers", self.workers),
             ("--workers-per-gpu", self.workers_per_gpu),
+            ("--device", self.device),
             *(("--slurm", option) for option in self.slurm),
             ("--ray-address", self.ray_address),
             ("--gpus-per-worker", self.gpus_per_worker),
@@ -110,10 +114,13 @@ class Placement:
                 check_installed()
 
     def local_gpus(self, env: Mapping[str, str]) -> list[str | None]:
-        """The GPU of each local worker."""
+        """The GPU of each local worker; None is the CPU. Raises UserError for no such device."""
         # counted by NVML: this process takes no memory on any of them
         count = torch.cuda.device_count()
         gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), count)
+        if self.device is not None:
+            device = pick_device(self.device)
+            gpus = [gpus[device.index or 0]] if device.type == "cuda" else []
         return assign_gpus(gpus, self.workers, self.workers_per_gpu or 1)
 
     def place(

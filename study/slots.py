@@ -1,72 +1,32 @@
-"""The budget as slots: created once, claimed by one worker at a time, finished exactly once."""
+"""The budget as slots: claimed by one worker at a time, finished exactly once; see joining.py."""
 
 import functools
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from deepfake.config import Hyperparameters, UserError
-from deepfake.seeds import derive_seed
-from study.config import StudyConfig, has_reruns_alone, redact
-from study.database import exclusive
+from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
+from study.claimed import Slot, lost, lost_if_finished
+from study.config import StudyConfig, has_reruns_alone
+from study.database import exclusive, weights_lock
 from study.mismatch import StudyMismatch, refuse_other
 from study.outage import LONGEST_WAIT_S
-from study.pruner import PeerMedianPruner
-from study.records import (
-    LastEpoch,
-    Rerun,
-    SlotRecord,
-    Stage,
-    lost_in_a_row,
-    record_of,
-    rerun_of,
-)
+from study.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
 from study.silence import Silence
 from study.space import sampler
-from study.storage import Storage, open_storage
+from study.storage import Storage
 
-_FINAL = 2**32 + 1  # no slot's number
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
 LOOK_S = 0.5  # between two looks at silent workers
 _RUN_ID = "run_id:"  # a study attribute a slot: a finished trial takes no more attributes
-
-
-class NoStudy(UserError):
-    """There is no such study in the database yet."""
-
-
-class SlotLost(Exception):
-    """The slot was given to another worker, or finished by one: write nothing more for it."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A slot that this worker has claimed."""
-
-    number: int
-    attempt: int  # from 0; a killed, freed or failed attempt adds one
-    baseline: str | None  # the name of the report's model whose parameters are fixed here
-    trial: Trial
-    rerun: Rerun | None = None  # in a final study
-
-    @property
-    def fixed(self) -> bool:
-        """Its parameters were given: it is never pruned."""
-        return self.baseline is not None or self.rerun is not None
-
-    def training_seed(self, study_seed: int) -> int:
-        """A finalist's differs from its slot's in the search, and from its other seeds'."""
-        if self.rerun is None:
-            return derive_seed(study_seed, self.number)
-        return derive_seed(study_seed, _FINAL, self.rerun.slot, self.rerun.seed)
 
 
 class Slots:
@@ -85,16 +45,16 @@ class Slots:
         return self._records(self._by_slot(), self.attributes())
 
     def _records(
-        self, by_slot: list[list[FrozenTrial]], attributes: dict[str, Any]
+        self, slots: list[list[FrozenTrial]], attributes: dict[str, Any]
     ) -> list[SlotRecord]:
         return [
             record_of(
                 trials,
                 self.config.study.objective,
-                failure=self._failure(trials),
+                failure=failure(trials, self.config.study),
                 run_id=attributes.get(f"{_RUN_ID}{trials[-1].user_attrs['slot']}"),
             )
-            for trials in by_slot
+            for trials in slots
         ]
 
     def attributes(self) -> dict[str, Any]:
@@ -126,6 +86,27 @@ class Slots:
             yield
 
     @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """In the block gc removes none of them; waits for one that does."""
+        with self._weights_lock(alone=False):
+            yield
+
+    @contextmanager
+    def removing_weights(self) -> Iterator[None]:
+        """Raises UserError if somebody reads them."""
+        with self._weights_lock(alone=True) as held:
+            if not held:
+                raise UserError(
+                    f"study '{self.config.name}': an evaluate or export is reading its weights; "
+                    "call gc again when that has ended, or see --dry-run"
+                )
+            yield
+
+    def _weights_lock(self, *, alone: bool) -> AbstractContextManager[bool]:
+        url = self.config.study.storage.get_secret_value()
+        return weights_lock(url, self.study_id, alone=alone)
+
+    @contextmanager
     def impatient(self) -> Iterator[None]:
         """In the block a database that is away is said at once: StorageAway."""
         patience = self._storage.patience
@@ -134,6 +115,8 @@ class Slots:
             yield
         finally:
             patience.limit_s = limit_s
+
+    # one slot, for the worker that has it
 
     def claim(self, worker: str) -> Slot | None:
         """The first waiting slot, now this worker's, or None if none waits."""
@@ -154,14 +137,14 @@ class Slots:
     def beat(self, slot: Slot) -> None:
         """Prolong the lease of a claimed slot. Raises SlotLost if it is another's by now."""
         if not self._storage.beat(slot.trial._trial_id):
-            raise _lost(slot)
+            raise lost(slot)
 
     def report(
         self, slot: Slot, epoch: int, val_loss: float, beside: LastEpoch | None = None
     ) -> None:
         """Hand an epoch's loss to the study, once. beside: for those who watch."""
         if epoch not in self.losses(slot):
-            with _lost_if_finished(slot):
+            with lost_if_finished(slot):
                 slot.trial.report(val_loss, epoch)
             if beside is not None:
                 self._set_attr(slot, "last_epoch", asdict(beside))
@@ -197,6 +180,8 @@ class Slots:
         self._tell(slot, TrialState.FAIL)
         self.repair()
 
+    # slots whose workers are gone
+
     def repair(self) -> list[SlotRecord]:
         """Give every slot that no trial stands for a new attempt; idempotent. Every slot, then.
 
@@ -205,11 +190,11 @@ class Slots:
         stale = self._storage._get_stale_trial_ids(self._study_id)
         for trial_id in self._silence.confirmed(stale, self._storage.patience.outages):
             self._storage.give_up(trial_id, if_silent=True)
-        by_slot, attributes = self._by_slot(), self.attributes()
+        slots, attributes = self._by_slot(), self.attributes()
         # waiting trials are read anew each time, 0.1 s for 1,000: twice only if need be
-        if self._fill(by_slot, attributes):
+        if self._fill(slots, attributes):
             return self.records()
-        return self._records(by_slot, attributes)
+        return self._records(slots, attributes)
 
     def stale(self) -> list[SlotRecord]:
         """Running slots whose lease is over, by the database's clock."""
@@ -241,16 +226,23 @@ class Slots:
                 self._storage.give_up(trial._trial_id, if_silent=False)
         self.repair()
 
+    # the budget
+
     def grow(self, wanted: Callable[[int], int]) -> int:
         """Set the budget for good, from how many slots there are; how many there are then."""
         with self.exclusive():
-            n_trials = wanted(len(self._by_slot()))
-            self.set_attribute(_BUDGET, n_trials)
-            return len(self.repair())
+            self.repair()
+            slots = self._by_slot()
+            n_trials = wanted(len(slots))
+            # what is killed in between leaves as many slots as the attribute says
+            missing = list(new_slots(slots, n_trials, self.config))
+            self._storage.add_slot_trials(self._study_id, missing, _BUDGET)
+            self.set_attribute(_BUDGET, n_trials)  # also where none was missing: for good
+            return n_trials
 
     def append(self, params: Hyperparameters) -> int:
         """One more slot, an ordinary one but for its parameters, which are given; its number."""
-        given = _waiting({"attempt": 0, "baseline": None}, params.model_dump())
+        given = waiting({"attempt": 0, "baseline": None}, params.model_dump())
         with self.exclusive():  # against grow, which reads and writes
             self.repair()
             return self._storage.append_slot(self._study_id, given, _BUDGET, uuid.uuid4().hex)
@@ -259,25 +251,24 @@ class Slots:
         by_hand: int = attributes.get(_BUDGET, 0)
         return max(self.config.study.n_trials, by_hand)
 
-    def _fill(self, by_slot: list[list[FrozenTrial]], attributes: dict[str, Any]) -> bool:
+    def fill(self) -> None:
+        """Add the slots that are missing. Raises StudyMismatch if there are more than planned."""
+        slots = self._by_slot()
+        attributes = self.attributes()  # behind the slots: it counts all of them
+        if not has_reruns_alone(self.config) and self._budget(attributes) < len(slots):
+            raise StudyMismatch(
+                f"study '{self.config.name}' has {len(slots)} slots already, study.n_trials says "
+                f"{self.config.study.n_trials}: a budget can grow but not shrink; say more"
+            )
+        self._fill(slots, attributes)
+
+    def _fill(self, slots: list[list[FrozenTrial]], attributes: dict[str, Any]) -> bool:
         """Add the trials that are missing, for new slots and new attempts; whether any was."""
-        missing = []
-        known = {trials[-1].user_attrs["slot"] for trials in by_slot}
-        baselines = self.config.baselines.baselines
         planned = 0 if has_reruns_alone(self.config) else self._budget(attributes)
-        for number in sorted(set(range(planned)) - known):
-            baseline = baselines[number] if number < len(baselines) else None
-            attrs = {"slot": number, "attempt": 0, "baseline": baseline and baseline.name}
-            params = self.config.baseline_params(baseline).model_dump() if baseline else {}
-            missing.append(_waiting(attrs, params))
-        for trials in by_slot:
-            last = trials[-1]
-            if last.state == TrialState.FAIL and self._failure(trials) is None:
-                kept = ("slot", "baseline", "rerun")
-                attrs = {key: last.user_attrs[key] for key in kept if key in last.user_attrs}
-                attrs["attempt"] = last.user_attrs["attempt"] + 1
-                params = last.system_attrs.get("fixed_params", {}) | last.params
-                missing.append(_waiting(attrs, params, last.intermediate_values))
+        missing = [
+            *new_slots(slots, planned, self.config),
+            *next_attempts(slots, self.config.study),
+        ]
         self._storage.add_slot_trials(self._study_id, missing)
         return bool(missing)
 
@@ -300,115 +291,16 @@ class Slots:
             for number, (rerun, params) in enumerate(missing, start=len(records)):
                 baseline = rerun.model if rerun.role == "baseline" else None
                 attrs = {"slot": number, "attempt": 0, "baseline": baseline}
-                trials.append(_waiting({**attrs, "rerun": asdict(rerun)}, params.model_dump()))
+                trials.append(waiting({**attrs, "rerun": asdict(rerun)}, params.model_dump()))
             self._storage.add_slot_trials(self._study_id, trials)
 
-    def _failure(self, trials: Sequence[FrozenTrial]) -> str | None:
-        """Why a slot has failed for good; None if it may be tried again, or has not failed."""
-        raised = [trial for trial in trials if trial.user_attrs.get("raised")]
-        final = any(trial.user_attrs.get("final") for trial in raised)
-        if final or len(raised) >= self.config.study.max_attempts:
-            return str(raised[-1].user_attrs["reason"])
-        if lost_in_a_row(trials) >= (lost := self.config.study.max_lost):
-            return f"its worker died {lost} times in a row without one more epoch"
-        return None
-
     def _by_slot(self) -> list[list[FrozenTrial]]:
-        slots: dict[int, list[FrozenTrial]] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if "slot" in trial.user_attrs:  # others were added from outside: no slots of ours
-                slots.setdefault(trial.user_attrs["slot"], []).append(trial)
-        return [sorted(slots[n], key=lambda t: t.user_attrs["attempt"]) for n in sorted(slots)]
+        return by_slot(self.study.get_trials(deepcopy=False))
 
     def _set_attr(self, slot: Slot, key: str, value: Any) -> None:
-        with _lost_if_finished(slot):
+        with lost_if_finished(slot):
             slot.trial.set_user_attr(key, value)
 
     def _tell(self, slot: Slot, state: TrialState, values: list[float] | None = None) -> None:
-        with _lost_if_finished(slot):
+        with lost_if_finished(slot):
             self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
-
-
-def _waiting(
-    attrs: dict[str, Any], params: dict[str, Any], losses: dict[int, float] | None = None
-) -> FrozenTrial:
-    return create_trial(
-        state=TrialState.WAITING,
-        user_attrs=attrs,
-        system_attrs={"fixed_params": params} if params else {},
-        intermediate_values=losses or {},
-    )
-
-
-def create_or_join(
-    config: StudyConfig,
-    fingerprint: dict[str, Any],
-    *,
-    patient: bool = False,
-    hurried: Callable[[], bool] = lambda: False,
-) -> Slots:
-    """The study of config, created with its slots if it is not there yet.
-
-    Any number of processes may call it at once. A final study has the slots that
-    add_reruns gave it. patient and hurried: see open_storage. Raises StudyMismatch if it was
-    created with other data or settings, naming what differs.
-    """
-    storage = open_storage(config.study, patient=patient, hurried=hurried)
-    study = optuna.create_study(
-        study_name=config.name,
-        storage=storage,
-        direction="minimize",
-        pruner=PeerMedianPruner(config.study.prune_min_peers),
-        load_if_exists=True,
-    )
-    slots = Slots(config, storage, study)
-    storage.set_study_attr_once(slots._study_id, "id", uuid.uuid4().hex)
-    # last: without it, not yet created
-    theirs = storage.set_study_attr_once(slots._study_id, "fingerprint", fingerprint)
-    refuse_other(config.name, theirs, fingerprint)
-    by_slot = slots._by_slot()
-    attributes = slots.attributes()  # behind the slots: it counts all of them
-    if not has_reruns_alone(config) and slots._budget(attributes) < len(by_slot):
-        raise StudyMismatch(
-            f"study '{config.name}' has {len(by_slot)} slots already, study.n_trials says "
-            f"{config.study.n_trials}: a budget can grow but not shrink; say more"
-        )
-    slots._fill(by_slot, attributes)
-    return slots
-
-
-def join(config: StudyConfig) -> Slots:
-    """The study of config as it is. Raises NoStudy if it was not created yet."""
-    storage = open_storage(config.study, create=False)
-    try:
-        study = optuna.load_study(study_name=config.name, storage=storage)
-    except KeyError:
-        study = None
-    if study is None or "fingerprint" not in study.user_attrs:
-        where = redact(config.study.storage.get_secret_value())
-        raise NoStudy(
-            f"no study '{config.name}' in {where} yet; start it with: deepfake-study run"
-        )
-    return Slots(config, storage, study)
-
-
-def free_name(config: StudyConfig) -> str:
-    """config.name, or with the next free number behind it if there is such a study already."""
-    storage = open_storage(config.study)
-    taken = {study.study_name for study in storage.get_all_studies()}
-    names = itertools.chain([config.name], (f"{config.name}-{n}" for n in itertools.count(2)))
-    return next(name for name in names if name not in taken)
-
-
-@contextmanager
-def _lost_if_finished(slot: Slot) -> Iterator[None]:
-    try:
-        yield
-    except UpdateFinishedTrialError as error:
-        raise _lost(slot) from error
-
-
-def _lost(slot: Slot) -> SlotLost:
-    return SlotLost(
-        f"slot {slot.number}: attempt {slot.attempt} was given up; another worker has it"
-    )

@@ -32,6 +32,7 @@ from study.trials import (
     attempts_of,
     changed_trials,
     claimed_with,
+    count_slots,
     first_waiting,
     next_slot,
     slot_with,
@@ -133,16 +134,24 @@ class Storage(RDBStorage):
 
         self._outlive(write)
 
-    def add_slot_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
-        """Add waiting trials, but none of a slot and attempt that is there."""
+    def add_slot_trials(
+        self, study_id: int, trials: Sequence[FrozenTrial], counted_by: str | None = None
+    ) -> None:
+        """Add waiting trials, but none of a slot and attempt that is there.
+
+        counted_by: as append_slot has it, in the same transactions as the slots.
+        """
         for start in range(0, len(trials), AT_ONCE):
             part = trials[start : start + AT_ONCE]
-            self._outlive(functools.partial(self._add_slot_trials, study_id, part))
+            self._outlive(functools.partial(self._add_slot_trials, study_id, part, counted_by))
 
-    def _add_slot_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+    def _add_slot_trials(
+        self, study_id: int, trials: Sequence[FrozenTrial], counted_by: str | None
+    ) -> None:
         with _create_scoped_session(self.scoped_session) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            there = attempts_of(session, study_id, [trial.user_attrs["slot"] for trial in trials])
+            slots = [trial.user_attrs["slot"] for trial in trials]
+            there = attempts_of(session, study_id, slots)
             missing = [
                 trial
                 for trial in trials
@@ -150,6 +159,8 @@ class Storage(RDBStorage):
             ]
             if missing:
                 add_waiting(session, study_id, missing)
+            if counted_by is not None:
+                count_slots(session, study_id, counted_by, max(slots) + 1)
 
     def append_slot(self, study_id: int, trial: FrozenTrial, counted_by: str, token: str) -> int:
         """Add a waiting trial as the study's next slot; its number.
@@ -162,20 +173,14 @@ class Storage(RDBStorage):
 
         def write() -> int:
             with _create_scoped_session(self.scoped_session) as session:
-                model = models.StudyUserAttributeModel
-                study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
                 mine = slot_with(session, study_id, "token", token) if next(tries) else None
                 if mine is not None:
                     return mine
                 number = next_slot(session, study_id)
                 trial.user_attrs |= {"slot": number, "token": token}
                 add_waiting(session, study_id, [trial])
-                known = model.find_by_study_and_key(study, counted_by, session)
-                if known is None:
-                    known = model(study_id=study_id, key=counted_by, value_json="0")
-                    session.add(known)
-                counted = max(json.loads(str(known.value_json)), number + 1)
-                known.value_json = json.dumps(counted)
+                count_slots(session, study_id, counted_by, number + 1)
             return number
 
         return self._outlive(write)

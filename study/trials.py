@@ -196,3 +196,13 @@ def _rows_by_trial(
 @functools.lru_cache(64)  # a study has one a dimension
 def _distribution(as_json: str) -> BaseDistribution:
     return json_to_distribution(as_json)
+
+
+def count_slots(session: Session, study_id: int, counted_by: str, n: int) -> None:
+    """Have the study's attribute counted_by say n slots at least. Its row must be locked."""
+    attribute = models.StudyUserAttributeModel
+    query = session.query(attribute).filter_by(study_id=study_id, key=counted_by)
+    if (known := query.one_or_none()) is None:
+        session.add(attribute(study_id=study_id, key=counted_by, value_json=json.dumps(n)))
+    else:
+        known.value_json = json.dumps(max(json.loads(str(known.value_json)), n))

@@ -18,14 +18,16 @@ from deepfake.config import ConfigError, UserError
 from deepfake.mistakes import first_sentence, out_of_memory
 from deepfake.prepare import NotPrepared, Prepared, load_prepared
 from study.by_hand import check_stopped
+from study.claimed import Slot, SlotLost
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
 from study.delivery import Delivery
+from study.joining import NoStudy, create_or_join, join
 from study.lease import Lease
 from study.machine import Machine
 from study.objective import Attempt, Inputs, Outcome, run_trial
 from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
-from study.slots import NoStudy, Slot, SlotLost, Slots, create_or_join, join
+from study.slots import Slots
 from study.spool import SlotRun, Spool, SpoolError
 from study.stop import Stopped, StopSignal, exit_within
 

@@ -58,6 +58,17 @@ def make_config(tmp_path: Path) -> Callable[..., StudyConfig]:
     return make
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Curves are bit-equal at one number of threads; for tiny models a second would only wait."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and no runs: creating them takes seconds."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from study.joining import NoStudy, join
 from study.outage import StorageError
-from study.slots import NoStudy, Slots, join
+from study.slots import Slots
 from tests.runs import Folder
 
 

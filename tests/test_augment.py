@@ -5,12 +5,11 @@ import torch
 
 from deepfake.augment import augmented
 from deepfake.checkpoint import Checkpoints
-from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig
+from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.fit import fit
 from deepfake.models import build_model
-from deepfake.prepare import prepare
 from deepfake.store import Faces, normalise
-from tests.photos import draw_set
+from tests.photos import prepared_set
 from tests.test_fit import Stop, assert_same, stop_after
 
 CPU = torch.device("cpu")
@@ -24,24 +23,15 @@ ALL = Augment.model_validate(
         "jpeg": {"p": 0.4},
     }
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def feeds(tmp_path_factory):
     """34 training faces of 48, and 7 of validation."""
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    prepare(data, sides=[SIDE], processes=1)
-    return [Faces.load(data.work_dir, split, SIDE) for split in ("train", "val")]
+    work_dir = prepared_set(folder, [SIDE]).work_dir
+    return [Faces.load(work_dir, split, SIDE) for split in ("train", "val")]
 
 
 def run(feeds, augment, seed=3, on_epoch=lambda stats: True, **more):

@@ -1,10 +1,14 @@
 """What a user does to a study that is there: a larger budget, a trial of his own, its end."""
 
+import itertools
 import json
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +24,12 @@ from study.by_hand import (
     stop_study,
 )
 from study.config import StudyConfig, flattened
+from study.joining import create_or_join, join
 from study.mismatch import StudyMismatch
-from study.slots import Slots, create_or_join, join
+from study.slots import Slots
 from study.space import suggest
 from study.stop import StudyStopped
+from study.storage import Storage
 from tests.exact import assert_exact
 from tests.runs import Folder, without_frozen
 from tests.test_study import checkpoints, curve, wait_for
@@ -113,6 +119,48 @@ def test_budgets_grown_at_once_lose_and_double_nothing(make_config: MakeConfig) 
     assert [record.number for record in records] == list(range(4 + 4 * 3 * 2))
     own = [record for record in records if record.params and record.baseline is None]
     assert len(own) == 4 * 3
+
+
+def grow_and_die(config: StudyConfig, writes: int) -> None:
+    """Killed as soon as it has written so often to the database."""
+    slots, outlive, written = join(config), Storage._outlive, itertools.count(1)
+
+    def deadly(self: Storage, call: Callable[[], Any]) -> Any:
+        found = outlive(self, call)
+        if not self.reading.on and next(written) == writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    Storage._outlive = deadly  # type: ignore[method-assign,assignment]
+    grow(slots, "+600")  # more than are written at once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_whoever_grows_a_study_and_is_killed_leaves_it_whole(
+    make_config: MakeConfig, storage_url: str, writes: int
+) -> None:
+    config = make_config("study.n_trials=4", storage=storage_url)
+    created(config)
+    process = get_context("spawn").Process(target=grow_and_die, args=(config, writes))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    left = join(config)  # who looks at it as it is: nobody has mended it yet
+    assert len(left.records()) == left.attribute("n_trials")
+    n_trials = len(created(config).records())  # nor has a worker anything to add or to refuse
+    assert n_trials == len(left.records())
+    assert grow(join(config), "+3") == n_trials + 3
+    assert [record.number for record in join(config).records()] == list(range(n_trials + 3))
+
+
+def test_a_budget_that_was_written_without_its_slots_is_filled_before_it_grows(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config("study.n_trials=4")
+    created(config).set_attribute("n_trials", 6)  # as an earlier release did, and was killed
+    assert grow(join(config), "+2") == 8
+    assert len(join(config).records()) == 8
 
 
 def test_enqueue_refuses_a_space_that_is_not_the_studys(make_config: MakeConfig) -> None:

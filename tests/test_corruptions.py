@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from deepfake.config import DataConfig, ImageSize, TrainConfig
+from deepfake.config import ImageSize, TrainConfig
 from deepfake.corruptions import (
     SUITE,
     Corruption,
@@ -25,9 +25,8 @@ from deepfake.corruptions import (
     under,
 )
 from deepfake.jpeg import jpeg
-from deepfake.prepare import prepare
 from deepfake.store import Faces, normalise
-from tests.photos import draw_set
+from tests.photos import prepared_set
 
 CPU = torch.device("cpu")
 SIDE = 40
@@ -39,24 +38,15 @@ CONFIG = TrainConfig(
     image_size=ImageSize(cnn=SIDE),
     batch_size=4,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     """The 34 training faces of 48."""
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    prepare(data, sides=[SIDE], processes=1)
-    return Faces.load(data.work_dir, "train", SIDE)
+    work_dir = prepared_set(folder, [SIDE]).work_dir
+    return Faces.load(work_dir, "train", SIDE)
 
 
 def pictures(n=4, size=(64, 48)):

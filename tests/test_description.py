@@ -6,7 +6,8 @@ import pytest
 
 from study.config import StudyConfig
 from study.description import MOST_CHARACTERS, description
-from study.slots import Slots, create_or_join
+from study.joining import create_or_join
+from study.slots import Slots
 from study.space import suggest
 
 MakeConfig = Callable[..., StudyConfig]

@@ -17,13 +17,16 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from deepfake.prepare import prepare
 from deepfake.room import store_path
 from study.config import StudyConfig
 from study.database import has_tables
 from study.doctor import Diagnosis, examine
+from study.joining import create_or_join, join
 from study.replay import Replay
-from study.slots import Slots, create_or_join, join
+from study.slots import Slots
 from study.spool import Spool
+from tests.photos import draw_set
 from tests.postgres import Postgres
 from tests.recorded import train
 from tests.runs import Folder
@@ -97,7 +100,7 @@ def test_an_empty_database_file_stays_empty(make_config: MakeConfig, tmp_path: P
 def test_the_slot_of_a_killed_worker_is_found_and_freed(slots: Slots) -> None:
     code = """
 import sys, time
-from study.slots import join
+from study.joining import join
 from study.config import StudyConfig
 config = StudyConfig.model_validate_json(sys.stdin.read())
 print(join(config).claim("host:2").number, flush=True)
@@ -162,6 +165,62 @@ def test_a_deleted_run_and_one_without_a_slot_are_named(slots: Slots) -> None:
     assert f"mlflow runs restore --run-id {run_id}" in [f.remedy for f in found.findings]
     notes = [f.what for f in found.findings if f.level == "note"]
     assert "MLflow has a run of slot 17, the study has 4 slots" in notes
+
+
+def test_a_lost_mlflow_database_is_one_finding(slots: Slots, tmp_path: Path) -> None:
+    spool = Spool.of(slots.config, slots.study_id)
+    while (slot := slots.claim("host:1")) is not None:
+        train(spool.run(slot.number, 0), epochs=1)
+        slots.report(slot, 0, 0.6)
+        slots.complete(slot, 0.6)
+    Replay(slots.config, slots, spool).deliver_all()
+    assert wrong(examine(slots.config), "mlflow") == []
+    (tmp_path / "mlflow.db").unlink()
+    found = examine(slots.config)
+    said = ["runs of 4 slots are not in MLflow any more, the first that of slot 0"]
+    assert wrong(found, "mlflow") == said
+    (remedy,) = [f.remedy for f in found.findings if f.what == said[0]]
+    assert remedy is not None
+    assert remedy.startswith("put MLflow's database back, or set tracking.uri")
+
+
+def test_the_disk_of_reruns_and_of_the_leaks_arms_is_counted(slots: Slots, tmp_path: Path) -> None:
+    for size, name in enumerate(("-final", "-leak-photo", "-leak-face"), start=1):
+        folder = slots.config.checkpoints_dir.with_name(f"sample{name}") / "0f/spool"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(bytes(size))
+    (tmp_path / "faces/leak/photo").mkdir(parents=True)
+    (tmp_path / "faces/leak/photo/faces.csv").write_bytes(bytes(9))
+    (tmp_path / "artifacts/sample-final").mkdir(parents=True)
+    (tmp_path / "artifacts/sample-final/best").write_bytes(bytes(7))
+    disk = {usage.what: usage.n_bytes for usage in examine(slots.config).disk}
+    assert disk["checkpoints of sample-final"] == 1
+    assert disk["of them, spool of sample-leak-photo"] == 2
+    assert disk["checkpoints of sample-leak-face"] == 3
+    assert disk["both arms of audit --leak"] == 9
+    assert disk["MLflow's artifacts of sample-final"] == 7
+
+
+def test_where_the_crops_are_gone_the_way_out_is_said(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = draw_set(tmp_path / "photos", n_photos=12)
+    work_dir = tmp_path / "faces"
+    config = make_config(
+        f"data.annotations=[{path}]",
+        f"data.photos_dir={path.parent}",
+        f"data.work_dir={work_dir}",
+        "train.image_size={cnn: 32, mobilenet_v2: 33}",
+    )
+    prepare(config.data, config.sides_px, processes=1)
+    shutil.rmtree(work_dir / "crops")
+    found = examine(config)
+    (what,) = wrong(found, "data")
+    assert what.startswith(f"{work_dir}/crops: 24 of 24 crops are missing, the first ")
+    (finding,) = [finding for finding in found.findings if finding.what == what]
+    assert finding.remedy == "deepfake-study prepare CONFIG"
+    prepare(config.data, config.sides_px, processes=1)  # as it said
+    assert wrong(examine(config), "data") == []
 
 
 def test_entries_that_wait_in_the_spool_are_counted(slots: Slots) -> None:

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig
-from deepfake.models import build_model, count_parameters
+from deepfake.features import ensure_features
+from deepfake.models import build_model, count_parameters, frozen_backbone
 from deepfake.prepare import prepare
-from deepfake.timing import measure_data, time_variant
-from study.estimate import _makespan, _slots
+from deepfake.timing import Pace, measure_data, time_variant
+from study.estimate import SLOT_S, START_S, _makespan, _slots, estimate
 from tests.photos import draw_set
 from tests.runs import Folder
 
@@ -55,6 +56,74 @@ def test_a_store_that_is_missing_is_still_to_be_paid(tmp_path):
     data = DataConfig(annotations=[path], photos_dir=tmp_path, work_dir=tmp_path / "work")
     prepare(data, [32], processes=1)
     assert measure_data(data, [32, 48]).prepare_s > 0
+
+
+@pytest.fixture
+def prepared(make_config, tmp_path):
+    """A configuration of 48 faces of its own, with the stores that it reads."""
+
+    def prepared_with(*overrides):
+        config = make_config(
+            f"data.annotations=[{draw_set(tmp_path / 'photos', n_photos=24)}]",
+            f"data.photos_dir={tmp_path}/photos",
+            f"data.work_dir={tmp_path}/faces",
+            "train.image_size={cnn: 32, mobilenet_v2: 33}",
+            "train.max_epochs=10",
+            "study.n_trials=6",
+            *overrides,
+        )
+        prepare(config.data, config.sides_px, processes=1)
+        return config
+
+    return prepared_with
+
+
+def timed(config, device, val_share, scratch_dir):
+    """As time_variant on a GPU, which no machine here has: fp32 takes four times as long."""
+    face_s = 4.0 if config.precision == "fp32" else 1.0
+    embed_s = 0.5 if config.variant == "mobilenet_v2_frozen" else 0.0
+    return Pace(config.variant, face_s, 0.0, 8, 4, embed_s)
+
+
+def test_baselines_are_reckoned_in_fp32_whatever_the_study_computes_in(prepared, monkeypatch):
+    monkeypatch.setattr("study.estimate.time_variant", timed)
+    found = estimate(prepared("train.precision=bf16"), [None], workers=1)
+    n = found.train_faces
+    assert [(c.variant, c.baselines, c.epoch_s, c.slots) for c in found.variants] == [
+        (variant, apart, n * (4.0 if apart else 1.0), 1)
+        for variant in ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
+        for apart in (False, True)
+    ]
+    # three slots of 10 epochs in bf16, three in fp32, a second each around them
+    training = START_S + 6 * SLOT_S + 3 * 10 * n * (1.0 + 4.0)
+    assert found.at_most_s == pytest.approx(training + 0.5 * (n + found.val_faces))
+    assert found.disk["artifacts"] == 6 * 4
+
+
+def test_baselines_have_no_row_of_their_own_where_they_are_trained_as_the_others(
+    prepared, monkeypatch
+):
+    monkeypatch.setattr("study.estimate.time_variant", timed)
+    found = estimate(prepared(), [None], workers=1)
+    assert [(cost.baselines, cost.slots) for cost in found.variants] == [(False, 2)] * 3
+    augmented = estimate(prepared("augment={flip: {p: 0.5}}"), [None], workers=1)
+    apart = [cost.variant for cost in augmented.variants if cost.baselines]
+    assert apart == ["cnn", "mobilenet_v2_finetuned"]  # what is frozen is never augmented
+
+
+def test_features_that_are_there_cost_nothing(prepared, monkeypatch):
+    monkeypatch.setattr("study.estimate.time_variant", timed)
+    config = prepared()
+    before = estimate(config, [None], workers=1)
+    assert before.embed_s == 0.5 * (before.train_faces + before.val_faces)
+    ensure_features(config.data.work_dir, 33, frozen_backbone(None), CPU)
+    after = estimate(config, [None], workers=1)
+    assert after.embed_s == 0
+    assert before.search_s - after.search_s == pytest.approx(before.embed_s)
+    assert after.disk == before.disk
+    robust = config.study.model_copy(update={"objective": "robust_val_loss"})
+    again = estimate(config.model_copy(update={"study": robust}), [None], workers=1)
+    assert again.embed_s == 0.5 * again.val_faces  # of the corrupted ones alone
 
 
 @pytest.mark.parametrize("variant", ["cnn", "mobilenet_v2_finetuned", "mobilenet_v2_frozen"])

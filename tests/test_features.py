@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from deepfake import features
-from deepfake.config import DataConfig, DataError, ImageSize, TrainConfig
-from deepfake.features import Features, ensure_features, features_path
+from deepfake.config import DataError, ImageSize, TrainConfig
+from deepfake.features import Features, ensure_features, features_path, rows_to_embed
 from deepfake.fit import evaluate, fit
 from deepfake.models import build_head, build_model, frozen_backbone, whole_state
-from deepfake.prepare import prepare
 from deepfake.rows import Rows
 from deepfake.store import Faces, ensure_store
-from tests.photos import draw_set
+from tests.photos import prepared_set
 
 CPU = torch.device("cpu")
 SIDE = 40
@@ -32,23 +31,14 @@ CONFIG = TrainConfig(
     batch_size=8,
     max_epochs=3,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """48 faces, 40 of them in train and val. Never written to."""
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=[SIDE], processes=1)
+    return prepared_set(folder, [SIDE])
 
 
 @pytest.fixture
@@ -162,12 +152,15 @@ def test_who_is_told_to_stop_leaves_what_it_has_done(work_dir, backbone, monkeyp
             raise KeyboardInterrupt
 
     told = []
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 40
     with pytest.raises(KeyboardInterrupt):
         ensure_features(work_dir, SIDE, backbone, CPU, tick, lambda *now: told.append(now[1]))
     assert not features_path(work_dir, SIDE, backbone).exists()
     assert told == [8, 16, 24]
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 16
     ensure_features(work_dir, SIDE, backbone, CPU, progress=lambda *now: told.append(now[1]))
     assert told == [8, 16, 24, 32, 40]
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=False) == 0
 
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_features(work_dir, backbone, monkeypatch):

@@ -6,13 +6,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from deepfake.config import DataConfig, ImageSize, TrainConfig
+from deepfake.config import ImageSize, TrainConfig
 from deepfake.fit import fit
 from deepfake.models import build_model
-from deepfake.prepare import prepare
 from deepfake.store import Faces, normalise, store_path
 from tests.large_store import draw_large_store, private_mib_of_feeding
-from tests.photos import draw_set
+from tests.photos import prepared_set
 
 CPU = torch.device("cpu")
 
@@ -21,9 +20,7 @@ CPU = torch.device("cpu")
 def made(tmp_path_factory):
     """A prepared work_dir of 48 faces with stores of 32 and 64 px. Never written to."""
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=[32, 64], processes=1)
+    return prepared_set(folder, [32, 64])
 
 
 def every_byte_in_every_channel():

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from study.analysis import analysis
 from study.config import final_of
+from study.joining import NoStudy, join
 from study.predictions import read_predictions
-from study.slots import NoStudy, join
 from tests.runs import Folder
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,18 @@ def test_another_list_is_a_second_opening_that_every_result_shows(folder: Folder
     again = folder.json("evaluate")  # the search's own trainings
     assert again["openings"] == 2
     assert "opened for 2 different lists" in " ".join(folder.call("compare").stdout.split())
+
+
+def test_finalists_are_trained_on_the_device_that_was_named(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as on a machine with a GPU, which without --device every worker would take
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    options = ("--seeds", str(SEEDS + 1), "--device", "cpu", "--no-corruptions")
+    done = folder.call("evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    assert "--device cpu" in done.stderr  # the command that continues
+    assert len(join(final_of(folder.study_config())).records()) == (SEEDS + 1) * ARMS
 
 
 def test_a_worker_of_finalists_without_their_study_says_so(folder: Folder) -> None:

@@ -9,8 +9,9 @@ from deepfake.config import UserError
 from deepfake.seeds import derive_seed
 from study.config import StudyConfig, final_of
 from study.finals import begin_final, contenders_of_final, contenders_of_search, incumbents
+from study.joining import NoStudy, create_or_join, join
 from study.mismatch import StudyMismatch
-from study.slots import NoStudy, Slots, create_or_join, join
+from study.slots import Slots
 from study.space import suggest
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}

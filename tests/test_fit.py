@@ -16,15 +16,7 @@ from deepfake.seeds import derive_seed
 
 CPU = torch.device("cpu")
 INIT = 2**31  # what fit takes in the place of an epoch for the seed of the initial weights
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Curves are bit-equal at one number of threads; tiny models want one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Feed:

@@ -1,7 +1,12 @@
 """What gc removes of a study, and all that it must leave."""
 
+import contextlib
+import json
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +16,22 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from deepfake.checkpoint import Checkpoints
+from deepfake.config import UserError
 from study.config import StudyConfig, TrackingError
+from study.final import Evaluator
+from study.finals import contenders_of_search
 from study.gc import collect
+from study.joining import create_or_join, join
 from study.replay import Replay
 from study.shelf import Shelf
-from study.slots import Slots, create_or_join
+from study.slots import Slots
 from study.spool import Spool
 from study.tracking import Tracker
 from study.worker import checkpoints_of
 from tests.mlflow_server import MlflowServer
+from tests.postgres import Postgres
 from tests.recorded import train
+from tests.runs import Folder
 from tests.small_study import make_small_study
 
 MakeConfig = Callable[..., StudyConfig]
@@ -200,6 +211,81 @@ def test_the_best_are_counted_among_drawn_trials_as_evaluate_chooses_them(
     assert with_weights(slots) == {0, 1, 2, 4, 5}
 
 
+READING = """
+import sys, time
+from study.config import StudyConfig
+from study.joining import join
+config = StudyConfig.model_validate_json(sys.stdin.read())
+with join(config).reading_weights():
+    print("reading", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def reading(config: StudyConfig) -> Iterator[subprocess.Popen[str]]:
+    """Another process that reads the study's weights, as evaluate does."""
+    said = config.model_dump(mode="json")
+    said["study"]["storage"] = config.study.storage.get_secret_value()
+    process = subprocess.Popen(
+        [sys.executable, "-c", READING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(said))
+    process.stdin.close()
+    try:
+        assert process.stdout.readline() == "reading\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_while_another_process_reads_weights_nothing_is_removed(slots: Slots) -> None:
+    with reading(slots.config) as process:
+        with slots.reading_weights():  # which any number may at once
+            assert len(collect(slots.config, 1, dry_run=True).removals) == 4
+        with pytest.raises(UserError, match="an evaluate or export is reading its weights"):
+            collect(slots.config, 1, dry_run=False)
+        assert with_weights(slots) == set(LOSSES)
+        process.kill()  # which frees what it held
+        process.wait()
+        assert len(collect(slots.config, 1, dry_run=False).removals) == 4
+    assert with_weights(slots) == {0, 1, 2, 3, 4, 5}
+
+
+@pytest.mark.slow
+def test_on_postgresql_weights_that_are_read_are_not_removed(
+    make_config: MakeConfig, postgres: Postgres
+) -> None:
+    url = postgres.new_database()
+    slots = create_or_join(make_config("study.n_trials=3", storage=url), {})
+    other = create_or_join(make_config("study.n_trials=3", "name=other", storage=url), {})
+    with reading(slots.config) as process:
+        with other.removing_weights(), slots.reading_weights():
+            pass
+        with (
+            pytest.raises(UserError, match="reading its weights"),
+            slots.removing_weights(),
+        ):
+            pass
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while not is_free(slots):  # the server has to see that its client is gone
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def is_free(slots: Slots) -> bool:
+    try:
+        with slots.removing_weights():
+            return True
+    except UserError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_server_deletes_them_too(make_config: MakeConfig, mlflow_server: MlflowServer) -> None:
     overrides = (f"study.n_trials={N}", "name=gc-on-a-server")
@@ -225,3 +311,24 @@ def test_behind_gc_evaluate_works_and_says_what_is_gone(tmp_path: Path) -> None:
     done = study.call("gc", "--keep", "5")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--keep 5: must be best:N" in done.stderr
+
+
+@pytest.mark.slow
+def test_gc_beside_an_evaluate_removes_nothing_that_it_reads(
+    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_study.path)
+    slots = join(small_study.study_config())
+    said: dict[str, subprocess.CompletedProcess[str]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in said:  # in the middle of it
+            said[stage] = small_study.run("gc", "--keep", "best:1")
+
+    evaluator = Evaluator(slots, torch.device("cpu"), progress)
+    evaluator.evaluate(contenders_of_search(slots, top=2))
+    assert sorted(said) == ["prove", "test"]
+    evaluator.evaluate_slot(0)
+    for done in said.values():
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "an evaluate or export is reading its weights" in done.stderr

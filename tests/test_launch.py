@@ -89,11 +89,28 @@ def test_counting_the_gpus_does_not_initialise_cuda() -> None:
     assert not torch.cuda.is_initialized()
 
 
+def test_a_device_that_is_named_is_every_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)  # no machine here has any
+    env = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f1c,6"}
+    assert placement().local_gpus(env) == ["4", "GPU-8f1c", "6"]
+    assert placement(device="cpu").local_gpus(env) == [None]
+    assert placement(device="cpu", workers=2).local_gpus(env) == [None, None]
+    assert placement(device="cuda:1").local_gpus(env) == ["GPU-8f1c"]
+    assert placement(device="cuda").local_gpus(env) == ["4"]
+    packed = placement(device="cuda:2", workers_per_gpu=2)
+    assert packed.local_gpus(env) == ["6", "6"]
+    with pytest.raises(UserError, match=r"--workers 2: 1 GPUs .* add --workers-per-gpu 2"):
+        placement(device="cuda:1", workers=2).local_gpus(env)
+    with pytest.raises(UserError, match="--device cuda:3: this machine has 3 CUDA devices"):
+        placement(device="cuda:3").local_gpus(env)
+
+
 # how it is said
 
 
 def test_the_command_that_continues_names_the_placement() -> None:
     assert placement().arguments() == []
+    assert placement(device="cuda:1").arguments() == ["--device", "cuda:1"]
     slurm = placement(launcher=Launcher.SLURM, workers=4, slurm=("time=60", "partition=gpu"))
     said = "--launcher slurm --workers 4 --slurm time=60 --slurm partition=gpu"
     assert slurm.arguments() == said.split()

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from deepfake.arms import arm_of, write_annotations
 from deepfake.config import DataConfig, DataError
 from deepfake.openforensics import read_faces
 from deepfake.prepare import load_prepared, prepare
 from deepfake.splits import read_split
+from study.joining import join
 from study.leak import leak_of
-from study.slots import join
 from tests.photos import draw_set
 from tests.runs import Folder
 
@@ -110,3 +111,18 @@ def test_a_baseline_that_is_not_there_is_said_before_anything_is_trained(tmp_pat
     done = folder.call("worker", "--leak", "group")
     assert done.returncode == 2
     assert "--leak group: the splits are by photo or by face" in done.stderr
+
+
+@pytest.mark.slow
+def test_both_arms_are_trained_on_the_device_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path, 30, "train.max_epochs=1")
+    # as on a machine with a GPU, which without --device every worker would take
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    done = folder.call("audit", "--leak", "--seeds", "1", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "--device cpu" in done.stderr
+    for arm in ("photo", "face"):
+        (record,) = join(leak_of(folder.study_config(), arm)).records()
+        assert record.state == "complete"

@@ -9,9 +9,11 @@ from multiprocessing import get_context
 
 import pytest
 
+from study.claimed import SlotLost
 from study.config import StudyConfig
+from study.joining import create_or_join, join
 from study.lease import Lease
-from study.slots import SlotLost, Slots, create_or_join, join
+from study.slots import Slots
 
 MakeConfig = Callable[..., StudyConfig]
 

@@ -26,6 +26,7 @@ from deepfake.models import (
 VARIANTS = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
 MOBILENETS = VARIANTS[1:]
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # torchvision's MobileNetV2 without its classifier, from the paper's table: convolutions without
 # bias, two BatchNorm numbers a channel. An inverted residual of i -> o channels, expanded t times
@@ -86,15 +87,6 @@ class Feed:
 
     def batches(self, batch_size, device, generator=None):
         yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny models: a second thread would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from mlflow.entities import Run
 
 from study.config import StudyConfig, TrackingError
 from study.datasets import Dataset
+from study.joining import create_or_join, join
 from study.machine import Machine
 from study.records import SlotRecord, State
 from study.replay import BATCH, Replay
-from study.slots import Slots, create_or_join, join
+from study.slots import Slots
 from study.spool import Spool, SpoolError
 from tests.mlflow_server import store_image
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train

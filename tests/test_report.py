@@ -17,12 +17,13 @@ from study import charts
 from study.analysis import analysis
 from study.config import Space, StudyConfig
 from study.gallery import PICTURES
+from study.joining import create_or_join
 from study.load import load_config
 from study.page import number, share
 from study.recipe import commands, reproducible
 from study.records import SlotRecord
 from study.report import write_report
-from study.slots import Slots, create_or_join
+from study.slots import Slots
 from study.space import suggest
 from tests.runs import Folder
 from tests.test_analysis import table

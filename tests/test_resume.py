@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from deepfake.checkpoint import Checkpoints
+from study.joining import join
 from study.records import SlotRecord
-from study.slots import Slots, join
+from study.slots import Slots
 from study.spool import SlotRun
 from study.worker import worker_name
 from tests.chaos import EPOCH

@@ -13,31 +13,23 @@ from torch import nn
 
 from deepfake.augment import augmented
 from deepfake.checkpoint import Checkpoints
-from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig
+from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.corruptions import robust_faces
 from deepfake.features import Features, ensure_features, robust_features
 from deepfake.fit import evaluate, fit
 from deepfake.metrics import cross_entropy
 from deepfake.models import build_head, build_model, frozen_backbone
-from deepfake.prepare import prepare
 from deepfake.rows import Rows
 from deepfake.store import Faces
 from study.config import final_of
-from study.slots import join
-from tests.photos import draw_set
+from study.joining import join
+from tests.photos import prepared_set
 from tests.runs import Folder
 from tests.test_fit import Feed, Stop, assert_same, config_of, curve, faces, lrs, stop_after
 
 CPU = torch.device("cpu")
 SIDE = 32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # what the monitor rules
@@ -147,9 +139,7 @@ def test_a_checkpoint_from_before_there_was_a_robust_loss_is_continued(tmp_path)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=[SIDE, 40], processes=1).work_dir
+    return prepared_set(folder, [SIDE, 40]).work_dir
 
 
 def config_at(variant="cnn", side=SIDE, **more):

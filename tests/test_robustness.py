@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -41,14 +40,7 @@ CONFIG = TrainConfig(
     image_size=ImageSize(cnn=SIDE),
     batch_size=8,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +181,19 @@ def test_each_kind_has_a_figure_with_a_line_a_model(rows: list[Row]) -> None:
     picture.savefig("/dev/null", format="png")
 
 
+def files_of_test(folder: Folder) -> Path:
+    """Of the study's own run."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlruns/mlflow.db")
+    parent_id = run_of(folder, 0).data.tags["mlflow.parentRunId"]
+    return artifacts(client.get_run(parent_id)) / "test"
+
+
 @pytest.mark.slow
 def test_a_whole_evaluation_logs_the_table_and_the_report_draws_it(small_study: Folder) -> None:
     found = small_study.json("evaluate")
-    run = run_of(small_study, 0)
-    client = MlflowClient(tracking_uri=f"sqlite:///{small_study.path}/mlruns/mlflow.db")
-    parent = artifacts(client.get_run(run.data.tags["mlflow.parentRunId"]))
-    table = pd.read_csv(parent / "test/corruptions.csv")
-    assert (parent / "test/corruptions.png").stat().st_size > 10_000
+    folder = files_of_test(small_study)
+    table = pd.read_csv(folder / "corruptions.csv")
+    assert (folder / "corruptions.png").stat().st_size > 10_000
     rows = found["corruptions"]
     assert len(table) == len(rows) == len(found["finalists"]) * (1 + len(SUITE))
     models = {finalist["model"]: finalist for finalist in found["finalists"]}
@@ -227,5 +224,9 @@ def test_without_corruptions_there_is_no_table_and_the_report_says_so(
         assert small_study.call("report", "--out", "without.html").returncode == 0
         page = (small_study.path / "without.html").read_text()
         assert "Not measured: evaluate ran with --no-corruptions" in page
+        # of the evaluation before, which had another list, they would seem to be this one's
+        folder = files_of_test(small_study)
+        assert (folder / "corruptions.csv").read_text() == ",".join(COLUMNS) + "\n"
+        assert (folder / "corruptions.png").stat().st_size < 10_000
     finally:
         small_study.json("evaluate")  # others of this session look at it

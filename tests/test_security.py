@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 
 from deepfake.config import ConfigError, DataError
 from deepfake.store import Faces
+from study.joining import join
 from study.load import load_config
-from study.slots import join
 from tests.forked import Forked, wait_until
 from tests.runs import REPOSITORY, Folder
 

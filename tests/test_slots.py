@@ -16,17 +16,12 @@ import pytest
 from optuna.trial import TrialState
 
 from study import storage
+from study.claimed import SlotLost
 from study.config import StudyConfig
+from study.joining import NoStudy, create_or_join, free_name, join
 from study.mismatch import StudyMismatch
 from study.records import LastEpoch, Stage, best_of, summary
-from study.slots import (
-    NoStudy,
-    SlotLost,
-    Slots,
-    create_or_join,
-    free_name,
-    join,
-)
+from study.slots import Slots
 from study.space import suggest
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
@@ -246,7 +241,7 @@ CLAIM_AND_HANG = """
 import json, sys, time
 from study.config import StudyConfig
 from study.lease import Lease
-from study.slots import join
+from study.joining import join
 from tests.test_slots import config_from
 slots = join(config_from(sys.argv[1]))
 slot = slots.claim("dying:1")

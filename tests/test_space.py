@@ -8,7 +8,8 @@ import pytest
 from optuna.search_space import intersection_search_space
 
 from study.config import StudyConfig
-from study.slots import Slots, create_or_join
+from study.joining import create_or_join
+from study.slots import Slots
 from study.space import hyperparameters, suggest
 
 MakeConfig = Callable[..., StudyConfig]

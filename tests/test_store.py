@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from deepfake import splits, store
-from deepfake.config import SPLITS, DataConfig, DataError
-from deepfake.prepare import prepare
+from deepfake.config import SPLITS, DataError
 from deepfake.splits import Opening
 from deepfake.store import Faces, ensure_store, store_path
-from tests.photos import draw_set
+from tests.photos import prepared_set
 
 CPU = torch.device("cpu")
 OPENING = Opening(("best",), "0" * 64)
@@ -25,9 +24,7 @@ OPENING = Opening(("best",), "0" * 64)
 def made(tmp_path_factory):
     """A prepared work_dir of 48 faces with a store of 32 px. Never written to."""
     folder = tmp_path_factory.mktemp("made")
-    path = draw_set(folder, n_photos=24)
-    data = DataConfig(annotations=[path], photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=[32], processes=1)
+    return prepared_set(folder, [32])
 
 
 @pytest.fixture

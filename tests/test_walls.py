@@ -149,7 +149,10 @@ WALLS = {
     "an Optuna storage": (opens_a_storage, {"study/storage.py", "study/database.py"}),
     "the test split": (opens_the_test_split, {"study/final.py"}),
     "typer": (imports_any("typer", "click"), {"study/cli.py"}),
-    "rich": (imports_any("rich"), {"study/cli.py", "study/live.py"}),
+    "rich": (
+        imports_any("rich"),
+        {"study/cli.py", "study/live.py", "study/tables.py", "study/scores.py"},
+    ),
     "the environment": (reads_the_environment, {"study/cli.py"}),
 }
 

@@ -14,11 +14,12 @@ from deepfake.checkpoint import CheckpointError
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import prepare
 from study import worker
+from study.claimed import Slot
 from study.config import StudyConfig
 from study.device import pick_device
+from study.joining import join
 from study.objective import Attempt, Inputs, Outcome, begin_run
 from study.outage import StorageAway
-from study.slots import Slot, join
 from study.space import suggest
 from study.stop import Stopped, StopSignal
 from study.worker import STALLED, TooManyFailed, set_up, work

@@ -11,7 +11,8 @@ from optuna.distributions import (
 )
 
 from study.config import StudyConfig
-from study.slots import Slots, create_or_join
+from study.joining import create_or_join
+from study.slots import Slots
 from study.storage import open_storage
 
 EPOCHS = 10

@@ -25,7 +25,7 @@ from deepfake.models import build_head, build_model, frozen_backbone
 from deepfake.prepare import prepare
 from deepfake.store import Faces, ensure_store
 from study.config import StudyConfig
-from study.slots import create_or_join, join
+from study.joining import create_or_join, join
 from study.space import suggest
 from tests import postgres
 from tests.runs import Folder
