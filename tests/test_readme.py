@@ -54,6 +54,14 @@ def run_elsewhere(command: str) -> str | None:
     return next((test for start, test in ELSEWHERE.items() if command.startswith(start)), None)
 
 
+def test_every_module_is_on_the_map() -> None:
+    tree = README.partition("## How it flows")[2].partition("## The real study")[0]
+    modules = {
+        path.name for room in ("deepfake", "study") for path in REPOSITORY.glob(f"{room}/*.py")
+    }
+    assert {name for name in modules - {"__init__.py"} if name not in tree} == set()
+
+
 def test_what_is_run_elsewhere_is_in_the_readme_and_has_its_test() -> None:
     for start, test in ELSEWHERE.items():
         assert any(command.startswith(start) for command in commands()), start
