@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     SecretStr,
@@ -168,7 +167,8 @@ class TrackingConfig(Frozen):
 
     uri: str = "sqlite:///mlruns/mlflow.db"  # or http://...
     artifacts_dir: AbsolutePath = Path("mlruns/artifacts")  # not used with http
-    system_metrics_s: NonNegativeFloat = 10.0  # between samples of cores, memory, GPUs; 0: none
+    # between samples of cores, memory, disk and GPUs; 0: none
+    system_metrics_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
 
     @field_validator("uri")
     @classmethod
