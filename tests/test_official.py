@@ -223,8 +223,8 @@ MISTAKES = {
         " official, or give a list"
     ),
     "data.splits=offical": "'data.splits': Input should be 'drawn' or 'official'",
-    "data.annotations.val=[]": "'data.annotations.val': Input should be a list of one or more, not []",
-    "data.annotations.test=photos/Val_poly.json": "'data.annotations.test': Input should be a list, not",
+    "data.annotations.val=[]": "'data.annotations.val': Input should be a list of one or more",
+    "data.annotations.test=photos/Val_poly.json": "'data.annotations.test': Input should be a li",
     "data.fractions={train: 0.8, val: 0.1, test: 0.1}": (
         "'data.fractions': says nothing of official splits; leave it out"
     ),
