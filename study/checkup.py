@@ -23,7 +23,7 @@ from deepfake.room import free_bytes, meta_path, size_text, store_path
 from deepfake.splits import SPLITS_CSV, ordered, read_splits_csv, sha256_of
 from deepfake.store import pixels_of
 from study.config import StudyConfig
-from study.tracking import sqlite_path
+from study.connection import sqlite_path
 
 log = logging.getLogger(__name__)
 

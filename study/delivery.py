@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 from deepfake.config import UserError
 from study.config import StudyConfig, TrackingError
+from study.connection import sqlite_path
 from study.joining import join
+from study.journal import Journal
 from study.replay import Replay
 from study.slots import Slots
-from study.spool import Journal, Spool
-from study.tracking import sqlite_path
+from study.spool import Spool
 
 log = logging.getLogger(__name__)
 

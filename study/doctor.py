@@ -13,6 +13,7 @@ from deepfake.parallel import Progress
 from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
+from study.connection import LoggedRun, sqlite_path
 from study.database import has_tables
 from study.delivery import check_tracking
 from study.disk import Usage, usage
@@ -22,7 +23,6 @@ from study.replay import Replay, differs
 from study.shelf import Shelf
 from study.slots import Slots
 from study.spool import Spool
-from study.tracking import LoggedRun, sqlite_path
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"

@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,18 +32,19 @@ from study.analysis import analysis
 from study.config import StudyConfig
 from study.datasets import dataset
 from study.description import description
+from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.exhibits import exhibits
 from study.figures import confusion_figure, corruptions_figure
 from study.finals import Contender, incumbents, of_search
-from study.objective import Inputs, hardware
+from study.inputs import Inputs
+from study.objective import hardware
 from study.predictions import (
     Finalist,
-    Role,
     prediction_rows,
     read_predictions,
     write_predictions,
 )
-from study.proof import Proof, prove
+from study.proof import prove
 from study.records import SlotRecord
 from study.robustness import Row, falls_of, first_seeds, write_corruptions
 from study.slots import Slots
@@ -55,47 +56,6 @@ from study.worker import set_up, study_fingerprint
 log = logging.getLogger(__name__)
 
 PREDICTIONS, CORRUPTIONS = "predictions.csv.gz", "corruptions.csv"
-
-
-@dataclass(frozen=True)
-class SplitFigures:
-    """One model measured on one split."""
-
-    faces: int
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]  # 95 %, bootstrap over photos
-    confusion: list[list[int]]  # rows: true real, true fake; columns: predicted
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One training, re-evaluated."""
-
-    model: str  # the baseline's name, "slot N", or "incumbent N"
-    role: Role
-    slot: int  # of the search
-    seed: int
-    variant: str
-    weights_sha256: str
-    proof: Proof
-    val: SplitFigures
-    test: SplitFigures | None  # None unless these weights are in an opened list
-    test_sets: dict[str, SplitFigures] = field(default_factory=dict)  # the further ones, by name
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What evaluate found, and under which opening of the test split."""
-
-    finalists: list[Evaluated]  # candidates and baselines
-    diagnostics: list[Evaluated]  # the search's incumbents
-    opening: dict[str, Any] | None
-    openings: int  # different lists the test split was opened for, so far
-    left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
-    analysis: dict[str, Any] | None = None  # of the predictions: see study.analysis
-    test_sets: dict[str, Any] = field(default_factory=dict)  # the same of further ones, by name
-    predictions_sha256: str | None = None
-    corruptions: list[Row] | None = None  # of study.robustness; None: not measured
 
 
 class Evaluator:

@@ -37,8 +37,9 @@ from deepfake.precision import full_precision
 from deepfake.store import Faces
 from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig
-from study.final import Evaluated, Evaluation, Evaluator, SplitFigures
-from study.objective import Inputs
+from study.evaluated import Evaluated, Evaluation, SplitFigures
+from study.final import Evaluator
+from study.inputs import Inputs
 from study.origin import git_commit
 from study.records import SlotRecord, best_of
 from study.registry import ALIASES, CHAMPION, aliases_of, register, stands_for

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from study.config import StudyConfig
+from study.connection import LoggedRun
 from study.datasets import Dataset
 from study.description import description
+from study.journal import Entry, Journal
 from study.records import SlotRecord
 from study.slots import Slots
-from study.spool import Entry, Journal, Spool
-from study.tracking import STATUS, LoggedRun, Tracker
+from study.spool import Spool
+from study.tracking import STATUS, Tracker
 
 log = logging.getLogger(__name__)
 

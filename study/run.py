@@ -12,10 +12,10 @@ from deepfake.prepare import Prepared
 from study.by_hand import is_stopped
 from study.config import StudyConfig
 from study.delivery import check_tracking, sync
+from study.inputs import Inputs
 from study.joining import create_or_join
 from study.launch import outlives_its_parent, watch
 from study.lookout import Lookout, View
-from study.objective import Inputs
 from study.place import Placement
 from study.records import SlotRecord
 from study.slots import Slots

@@ -6,9 +6,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from study.config import StudyConfig, TrackingError
-from study.spool import WEIGHTS
-from study.tracking import (
-    REMOVED,
+from study.connection import (
     LoggedRun,
     has_tables,
     logged_run,
@@ -17,6 +15,8 @@ from study.tracking import (
     search_runs,
     sqlite_path,
 )
+from study.spool import WEIGHTS
+from study.tracking import REMOVED
 from study.view import VIEW
 
 

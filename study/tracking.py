@@ -1,21 +1,19 @@
 """MLflow's runs: one parent run a study, one child run a slot.
 
-Beside it only shelf.py (looks), registry.py (models), machine.py (system metrics) import mlflow.
+Beside it only connection.py, shelf.py (looks), registry.py (models) and machine.py (system
+metrics) import mlflow.
 """
 
 import json
 import logging
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
@@ -26,11 +24,21 @@ from mlflow.types import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from deepfake.openforensics import COLUMNS
 from study.config import StudyConfig, TrackingError, public_yaml
+from study.connection import (
+    AWAY,
+    OPEN_S,
+    LoggedRun,
+    logged_run,
+    one_line,
+    reached,
+    search_runs,
+    sqlite_path,
+    tables,
+)
 from study.datasets import Dataset
 from study.origin import source_tags
 from study.records import State
@@ -52,20 +60,9 @@ STATUS: dict[State, str] = {
 NUMBERS = ("id_x", "image_id", "category_id")  # of the faces table's columns; others are text
 MAX_METRICS = 1000  # that MLflow takes in one call
 ENDED = ("FINISHED", "KILLED", "FAILED")
-OPEN_S = 120.0  # another process may be creating MLflow's tables
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # and again would be refused again
 _PUT_BACK = "put that artifact back, or name another slot"
-AWAY = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
 REMOVED = ("weights", "removed by gc")  # a run's tag
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run as MLflow has it."""
-
-    run_id: str
-    status: str
-    tags: dict[str, str]
 
 
 class Tracker:
@@ -76,7 +73,7 @@ class Tracker:
         self.config = config
         self.slots = slots
         self.study_id = slots.study_id
-        with self.reached(), _tables(config.tracking.uri):
+        with self.reached(), tables(config.tracking.uri):
             self.client = MlflowClient(tracking_uri=config.tracking.uri)
             self.experiment_id = self._experiment()
             self.parent_id = self._parent()
@@ -329,62 +326,6 @@ class Tracker:
             self.client.update_run(run_id, status)
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a plain SQLite store; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextmanager
-def _tables(uri: str) -> Iterator[None]:
-    """MLflow's tables in a plain SQLite file are created by one process: of 8 at once, 7 fail."""
-    if (sqlite := sqlite_path(uri)) is None:
-        yield
-        return
-    sqlite.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(sqlite)) as probe:  # MLflow retries for minutes
-        probe.execute("PRAGMA schema_version")
-    with FileLock(f"{sqlite}.lock", timeout=OPEN_S):
-        if sqlite.stat().st_size == 0:
-            _create_tables(sqlite)
-        yield
-
-
-def _create_tables(sqlite: Path) -> None:
-    """Whole or not at all: MLflow never mends tables that a kill left half made."""
-    unfinished = sqlite.with_name(f"{sqlite.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
-    unfinished.replace(sqlite)
-
-
-def has_tables(sqlite: Path) -> bool:
-    if not sqlite.is_file():
-        return False
-    with closing(sqlite3.connect(f"{sqlite.as_uri()}?mode=ro", uri=True)) as probe:
-        named = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
-        return probe.execute(named).fetchone() is not None
-
-
-def search_runs(client: MlflowClient, experiment_id: str, study_id: str, where: str) -> list[Run]:
-    found: list[Run] = []
-    token = None
-    while True:
-        ours = f"tags.study_id = '{study_id}' and {where}"
-        page = client.search_runs([experiment_id], ours, page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
-
-
-@contextmanager
-def reached(uri: str) -> Iterator[None]:
-    """TrackingError, one line, for whatever goes wrong between here and MLflow."""
-    try:
-        yield
-    except AWAY as error:
-        raise TrackingError(f"tracking.uri: {uri}: {one_line(error)}") from None
-
-
 class _Faces(MetaDataset):
     """The rows of faces.csv in one split, as MLflow describes a table."""
 
@@ -404,10 +345,6 @@ class _Faces(MetaDataset):
         return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
 
-def logged_run(run: Run) -> LoggedRun:
-    return LoggedRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags))
-
-
 @contextmanager
 def _unless_refused(run_id: str) -> Iterator[None]:
     try:
@@ -424,9 +361,3 @@ def _witness(run_id: str) -> Iterator[None]:
         yield
     except AWAY as error:
         log.warning("run %s: not logged: %s", run_id, one_line(error))
-
-
-def one_line(error: Exception) -> str:
-    if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
-        return "the server does not answer"  # requests', whose words are half a page
-    return " ".join(str(error).split())[:300]

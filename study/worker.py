@@ -21,14 +21,16 @@ from study.by_hand import check_stopped
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
 from study.delivery import Delivery
+from study.inputs import Inputs
 from study.joining import NoStudy, create_or_join, join
+from study.journal import SpoolError
 from study.lease import Lease
 from study.machine import Machine
-from study.objective import Attempt, Inputs, Outcome, run_trial
+from study.objective import Attempt, Outcome, run_trial
 from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
 from study.slots import Slots
-from study.spool import SlotRun, Spool, SpoolError
+from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal, exit_within
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import torch
 
 from deepfake.prepare import prepare
 from study import final
+from study.inputs import Inputs
 from study.joining import create_or_join, join
-from study.objective import Inputs
 from study.worker import study_fingerprint
 from tests.exported import draw_model
 from tests.forked import Forked, wait_until

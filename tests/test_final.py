@@ -21,9 +21,9 @@ from deepfake.prepare import load_prepared
 from deepfake.splits import SplitClosed, read_split
 from deepfake.store import Faces
 from study.final import Evaluator
+from study.inputs import Inputs
 from study.joining import create_or_join, join
 from study.load import load_config
-from study.objective import Inputs
 from study.proof import ProofFailed
 from study.slots import Slots
 from study.worker import study_fingerprint

@@ -16,11 +16,12 @@ from mlflow.entities import Run
 from study.config import StudyConfig, TrackingError
 from study.datasets import Dataset
 from study.joining import create_or_join, join
+from study.journal import SpoolError
 from study.machine import Machine
 from study.records import SlotRecord, State
 from study.replay import BATCH, Replay
 from study.slots import Slots
-from study.spool import Spool, SpoolError
+from study.spool import Spool
 from tests.mlflow_server import store_image
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from deepfake.config import TrainConfig
 from deepfake.fit import FitResult
-from study.spool import Journal, Spool, SpoolError, run_name
+from study.journal import Journal, SpoolError
+from study.spool import Spool, run_name
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train
 
 REPOSITORY = Path(__file__).parents[1]

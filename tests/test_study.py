@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from deepfake.prepare import prepare
+from study.inputs import Inputs
 from study.joining import create_or_join
 from study.load import load_config
-from study.objective import Inputs
 from study.worker import study_fingerprint
 from tests.runs import Folder
 

@@ -141,10 +141,14 @@ def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
     assert offenders(forbidden, "deepfake") == set()
 
 
+MLFLOWS = ("connection", "tracking", "shelf", "registry", "machine")
 WALLS = {
     "mlflow": (
         imports_any("mlflow"),
-        {f"study/{room}.py" for room in ("tracking", "shelf", "registry", "machine")},
+        {
+            f"study/{room}.py"
+            for room in ("connection", "tracking", "shelf", "registry", "machine")
+        },
     ),
     "an Optuna storage": (opens_a_storage, {"study/storage.py", "study/database.py"}),
     "the test split": (opens_the_test_split, {"study/final.py"}),

@@ -17,8 +17,9 @@ from study import worker
 from study.claimed import Slot
 from study.config import StudyConfig
 from study.device import pick_device
+from study.inputs import Inputs
 from study.joining import join
-from study.objective import Attempt, Inputs, Outcome, begin_run
+from study.objective import Attempt, Outcome, begin_run
 from study.outage import StorageAway
 from study.space import suggest
 from study.stop import Stopped, StopSignal
