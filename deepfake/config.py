@@ -50,7 +50,9 @@ class Frozen(BaseModel):
 
 
 def absolute(path: Path) -> Path:
-    """Raises ValueError if it begins with the home of an unknown user."""
+    """Raises ValueError if it begins with the home of an unknown user, or no path can be so."""
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r}: a path has no null byte")
     try:
         return path.expanduser().absolute()
     except RuntimeError as error:

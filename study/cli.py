@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from deepfake.predict import Prediction
     from study.config import StudyConfig
+    from study.evaluated import Evaluation
+    from study.final import Evaluator
     from study.leak import Price
     from study.place import Placement
     from study.run import Ended
@@ -157,6 +159,8 @@ def audit(
     from study.scores import price_table
     from study.tables import audit_table, leak_lines
 
+    if not leak and (baseline, workers, device) != (None, None, None):
+        raise typer.BadParameter("--baseline, --workers and --device go with --leak")
     loaded = _load(config, set_)
     data = loaded.data
     if leak:
@@ -522,11 +526,12 @@ def evaluate(
     from study.final import Evaluator
     from study.finals import begin_final, contenders_of_final, contenders_of_search
     from study.joining import join
-    from study.keep import keep_best
     from study.live import progress_bars
     from study.place import Launcher, Placement
     from study.scores import evaluation_table
 
+    if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
+        raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
     slots = join(_load(config, set_))
     evaluator = Evaluator(slots, pick_device(device))
     final = None
@@ -548,9 +553,23 @@ def evaluate(
         else:
             contenders, left_out = contenders_of_final(final, top, seeds, slots)
             found = evaluator.evaluate(contenders, left_out, corruptions=corruptions)
-        registered = keep_best(evaluator) if trial is None else {}
+        registered = {} if trial is not None else _register(evaluator, found)
     document = asdict(found) | {"registered": registered}
     _print(document, evaluation_table(document), as_json)
+
+
+def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
+    """The verdict's model and the best baseline; a registry that refuses costs a warning."""
+    from study.config import TrackingError
+    from study.keep import keep_best
+
+    assert found.analysis is not None
+    slots = {model["model"]: model["slot"] for model in found.analysis["models"]}
+    try:
+        return keep_best(evaluator, slots.get(found.analysis["best"]))
+    except (TrackingError, OSError) as error:
+        _warn(f"not registered: {error}")
+        return {}
 
 
 def _run_reruns(
@@ -746,7 +765,7 @@ def gc(
     from study.gc import collect
     from study.tables import gc_table
 
-    if (best := re.fullmatch(r"best:(\d+)", keep)) is None or int(best[1]) < 1:
+    if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:
         raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
     found = collect(_load(config, set_), int(best[1]), dry_run=dry_run)
     _print(asdict(found), gc_table(found), as_json)
@@ -784,6 +803,8 @@ def main() -> None:
         code = app(standalone_mode=False)  # else typer draws a box around what it can't take
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+        if sys.argv[1:2] not in (["status"], ["ui"]):  # these are ended so
+            sys.stderr.write("stopped; nothing is lost, the same command goes on\n")
     except Exception as error:
         line = _mendable(error)
         if line is None:
@@ -920,9 +941,10 @@ def _print(document: dict[str, Any], table: "RenderableType", as_json: bool) -> 
         return
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
     # a pipe has no width: never cut a table there
-    (console if console.is_terminal else Console(width=200)).print(table)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(markup=False, highlight=False, width=width)
+    console.print(table, soft_wrap=isinstance(table, str))  # commands are there to be copied
 
 
 if __name__ == "__main__":

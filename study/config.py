@@ -167,8 +167,15 @@ class TrackingConfig(Frozen):
 
     uri: str = "sqlite:///mlruns/mlflow.db"  # or http://...
     artifacts_dir: AbsolutePath = Path("mlruns/artifacts")  # not used with http
-    # between samples of cores, memory, disk and GPUs; 0: none
+    # between samples of cores, memory, disk and GPUs, at least 1; 0: none
     system_metrics_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+
+    @field_validator("system_metrics_s")
+    @classmethod
+    def _no_busy_loop(cls, seconds: float) -> float:
+        if 0 < seconds < 1:
+            raise ValueError(f"{seconds:g} is neither 0 (none) nor at least 1")
+        return seconds
 
     @field_validator("uri")
     @classmethod

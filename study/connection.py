@@ -1,5 +1,6 @@
 """How MLflow's store is opened, asked, and blamed in one line."""
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -81,6 +82,20 @@ def reached(uri: str) -> Iterator[None]:
         yield
     except AWAY as error:
         raise TrackingError(f"tracking.uri: {uri}: {one_line(error)}") from None
+
+
+def by_hand(uri: str, arguments: str) -> str:
+    """The command of MLflow's that a person has to type: without the store it makes one."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow {arguments}"
+
+
+def refuse_deleted(experiment: Experiment, uri: str) -> None:
+    """Raises MlflowException with the way to have it back."""
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"experiments restore --experiment-id {experiment.experiment_id}"
+        raise MlflowException(
+            f"experiment '{experiment.name}' was deleted; restore it with: {by_hand(uri, restore)}"
+        )
 
 
 def logged_run(run: Run) -> LoggedRun:

@@ -1,7 +1,8 @@
 """The faces a run was given, a data set for each split, as MLflow's UI names them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +35,11 @@ def dataset(prepared: Prepared, split: str, faces: pd.DataFrame) -> Dataset:
         real=len(faces) - fake,
         fake=fake,
     )
+
+
+def known(said: Mapping[str, Any]) -> Dataset:
+    """What a journal says of one; a later release may say more than this one knows."""
+    return Dataset(**{field.name: said[field.name] for field in fields(Dataset)})
 
 
 def sources(faces: pd.DataFrame) -> str:

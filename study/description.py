@@ -7,8 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from deepfake.baselines import Baselines
-from study.config import OBJECTIVES
+from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
 from study.records import SlotRecord, best_of
 from study.slots import Slots
 
@@ -17,14 +16,24 @@ MOST_CHARACTERS = 8000  # of a tag in MLflow
 
 def description(slots: Slots) -> str:
     """The best trial and the baselines; once test was opened, their figures and the verdicts."""
-    attributes = slots.attributes()
-    evaluation = attributes.get("evaluation") or {}
-    found = _rendered(slots.records(), evaluation.get("analysis"), slots.config.baselines)
+    if has_reruns_alone(slots.config):
+        return _of_reruns(slots.config)
+    evaluation = slots.attributes().get("evaluation") or {}
+    found = _rendered(slots.config, slots.records(), evaluation.get("analysis"))
     return found if len(found) <= MOST_CHARACTERS else f"{found[: MOST_CHARACTERS - 4]}\n..."
 
 
+def _of_reruns(config: StudyConfig) -> str:
+    if is_final(config):
+        search = config.name.removesuffix(FINAL)
+        said = "Finalists and baselines, trained again by `evaluate --seeds`; tag `search_slot` "
+        said += f"names the slot of study {search}, whose run has the figures and the verdicts."
+        return said
+    return "A baseline on data split anew, trained by `audit --leak` to price a leak."
+
+
 def _rendered(
-    records: Sequence[SlotRecord], analysis: Mapping[str, Any] | None, baselines: Baselines
+    config: StudyConfig, records: Sequence[SlotRecord], analysis: Mapping[str, Any] | None
 ) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -40,11 +49,13 @@ def _rendered(
         finished=sum(record.finished for record in records),
         states=states,
         best=best,
-        objective=OBJECTIVES[records[0].objective],
+        objective=OBJECTIVES[config.study.objective],
         shown=[r for r in records if r.baseline or r is best],
         analysis=analysis,
         printed={
-            b.name: b.published.accuracy for b in baselines.baselines if b.published is not None
+            b.name: b.published.accuracy
+            for b in config.baselines.baselines
+            if b.published is not None
         },
     )
 

@@ -13,7 +13,7 @@ from deepfake.parallel import Progress
 from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
-from study.connection import LoggedRun, sqlite_path
+from study.connection import LoggedRun, by_hand, sqlite_path
 from study.database import has_tables
 from study.delivery import check_tracking
 from study.disk import Usage, usage
@@ -160,7 +160,7 @@ def _runs(slots: Slots) -> Iterator[Finding]:
     undelivered = {journal.slot for journal in spool.journals() if journal.pending}
     found = [
         *_unlike(runs, records, undelivered),
-        *_unmatched(runs, records, undelivered),
+        *_unmatched(runs, records, undelivered, config.tracking.uri),
     ]
     if waiting := spool.pending():
         running = any(record.state == "running" for record in records)
@@ -187,7 +187,7 @@ def _unlike(
 
 
 def _unmatched(
-    runs: list[LoggedRun], records: list[SlotRecord], undelivered: set[int]
+    runs: list[LoggedRun], records: list[SlotRecord], undelivered: set[int], uri: str
 ) -> Iterator[Finding]:
     numbers = [int(run.tags["slot"]) for run in runs]
     for number in sorted(set(numbers)):
@@ -206,21 +206,22 @@ def _unmatched(
         if record.run_id is None:
             what = f"slot {record.number} is {record.state} and has no run: nothing was said of it"
             yield Finding("mlflow", "note", what)
-    yield from _lost([record for record in missing if record.run_id is not None])
+    yield from _lost([record for record in missing if record.run_id is not None], uri)
 
 
-def _lost(records: list[SlotRecord]) -> Iterator[Finding]:
+def _lost(records: list[SlotRecord], uri: str) -> Iterator[Finding]:
     """Slots whose run MLflow had once."""
     if len(records) > LISTED:  # its database is, most likely: not a line for each
         first = records[0]
         what = f"runs of {len(records)} slots are not in MLflow any more, the first that of slot "
         remedy = "put MLflow's database back, or set tracking.uri to where they are; runs that "
-        remedy += f"were deleted: mlflow runs restore --run-id {first.run_id}"
+        remedy += f"were deleted: {by_hand(uri, f'runs restore --run-id {first.run_id}')}"
         yield Finding("mlflow", "wrong", f"{what}{first.number}", remedy)
         return
     for record in records:
         what = f"run {record.run_id} of slot {record.number} is not in MLflow any more"
-        yield Finding("mlflow", "wrong", what, f"mlflow runs restore --run-id {record.run_id}")
+        restore = by_hand(uri, f"runs restore --run-id {record.run_id}")
+        yield Finding("mlflow", "wrong", what, restore)
 
 
 def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:

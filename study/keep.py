@@ -42,9 +42,12 @@ from study.final import Evaluator
 from study.inputs import Inputs
 from study.origin import git_commit
 from study.records import SlotRecord, best_of
-from study.registry import ALIASES, CHAMPION, aliases_of, register, stands_for
+from study.registry import CHAMPION, REPORT_BASELINE, register, stands_for
 from study.slots import Slots
+from study.spool import Spool
 from study.steps import Steps, quiet
+
+REGISTER_S = 600.0  # another evaluate is at it: two models are traced and written
 
 
 @dataclass(frozen=True)
@@ -86,25 +89,35 @@ def keep(
     return _keep(evaluator, number, out, onnx=onnx)
 
 
-def keep_best(evaluator: Evaluator) -> dict[str, str]:
-    """Register the best slot and the best baseline; the registry's URI by alias.
+def keep_best(evaluator: Evaluator, best: int | None) -> dict[str, str]:
+    """Register the slot best, and the best baseline by the objective; the URI by alias.
 
-    What an alias stands for already is left as it is. Raises ProofFailed.
+    best: of the search, whose model the verdict is about; None if there is none. What an alias
+    stands for already is left as it is. Raises TrackingError if MLflow refuses, ProofFailed.
     """
     records = evaluator.slots.records()
-    for record in records:
-        for alias in aliases_of(record, records):
-            assert record.run_id is not None
-            weights_sha256 = evaluator.tracker.tags(record.run_id)["weights_sha256"]
-            if stands_for(evaluator.tracker, alias) == weights_sha256:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                _keep(evaluator, record.number, Path(folder, "model"))
-    name = evaluator.config.name
-    return {a: f"models:/{name}@{a}" for a in ALIASES if stands_for(evaluator.tracker, a)}
+    there = {} if best is None else {CHAMPION: best}
+    if (baseline := best_of([record for record in records if record.baseline])) is not None:
+        there[REPORT_BASELINE] = baseline.number
+    tracker = evaluator.tracker
+    with Spool.of(evaluator.config, evaluator.slots.study_id).lock("registry", REGISTER_S):
+        for alias, number in there.items():
+            run_id = records[number].run_id
+            assert run_id is not None
+            if stands_for(tracker, alias) != tracker.tags(run_id)["weights_sha256"]:
+                with tempfile.TemporaryDirectory() as folder:
+                    _keep(evaluator, number, Path(folder, "model"), alias=alias)
+    return {alias: f"models:/{evaluator.config.name}@{alias}" for alias in there}
 
 
-def _keep(evaluator: Evaluator, number: int, out: Path, *, onnx: bool = False) -> Kept:
+def _keep(
+    evaluator: Evaluator,
+    number: int,
+    out: Path,
+    *,
+    onnx: bool = False,
+    alias: str | None = None,
+) -> Kept:
     records, progress = evaluator.slots.records(), evaluator.progress
     evaluation = evaluator.evaluate_slot(number)
     (proven,) = evaluation.finalists
@@ -115,12 +128,13 @@ def _keep(evaluator: Evaluator, number: int, out: Path, *, onnx: bool = False) -
     temperature = fit_temperature(logits, faces.labels)
     threshold = choose_threshold(logits.double() / temperature, faces.labels)
     info = _info(evaluator, record, weights_sha256, temperature, threshold)
-    aliases = aliases_of(record, records)
+    best = best_of(records)
+    is_best = best is not None and best.number == record.number
     card = model_card(
         info,
         _measured(evaluation, proven, faces, logits, info),
-        chosen=_chosen(records, record, CHAMPION in aliases),
-        searched=CHAMPION in aliases,
+        chosen=_chosen(records, record, is_best),
+        searched=is_best,
         parameters=count_parameters(network),
         onnx=onnx,
     )
@@ -134,7 +148,7 @@ def _keep(evaluator: Evaluator, number: int, out: Path, *, onnx: bool = False) -
             writing.advance()
         assert record.run_id is not None
         files = [folder / MODEL_JSON, folder / CARD]
-        registered = register(evaluator.tracker, record.run_id, network, info, files, aliases)
+        registered = register(evaluator.tracker, record.run_id, network, info, files, alias)
         writing.advance()
     own = (record.number, info.variant, temperature, threshold, weights_sha256)
     return Kept(str(out), registered, *own)

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +27,7 @@ class Machine:
     def __init__(self, every_s: float) -> None:
         """every_s: between two samples; 0: none are taken."""
         self._every_s = every_s
-        self._monitors = _monitors() if every_s else []
+        self._monitors: list[BaseMetricsMonitor] = []
         self._owed = False  # the first sample of an attempt
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="machine", daemon=True)
@@ -51,6 +50,7 @@ class Machine:
     def begin(self) -> None:
         """An attempt starts: what was before is not of it."""
         with self._lock:
+            self._monitors = _monitors() if self._every_s else []  # the network's counts from here
             self._sample()  # the use of cores is since the sample before
             self._drop()
             self._owed = True
@@ -58,6 +58,7 @@ class Machine:
     def since_last(self) -> dict[str, float]:
         """Means by name of the samples since the last call; empty if there were none.
 
+        Of the network: megabytes since the attempt began.
         An attempt's first call takes a sample: many are over before the next is due.
         """
         with self._lock:
@@ -91,9 +92,12 @@ class Machine:
 
 
 def _monitors() -> list[BaseMetricsMonitor]:
-    kinds = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor)
     found: list[BaseMetricsMonitor] = []
-    for kind in kinds:
-        with suppress(ImportError, RuntimeError, AttributeError):  # no GPU, driver or network
+    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor):
+        try:
             found.append(kind())
+        except (ImportError, RuntimeError):  # no such GPU, or no driver
+            continue
+        except Exception as error:  # a witness in trouble is no trouble of training's
+            log.warning("no %s: %r", kind.__name__, error, exc_info=True)
     return found

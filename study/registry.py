@@ -7,35 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch import nn
 
 from deepfake.export import ModelInfo
-from study.records import SlotRecord, best_of
 from study.tracking import Tracker
 
-ALIASES = CHAMPION, REPORT_BASELINE = "champion", "report-baseline"
-
-
-def aliases_of(record: SlotRecord, records: Sequence[SlotRecord]) -> list[str]:
-    """champion: the best complete slot by the objective; report-baseline: the best baseline."""
-    best = {
-        CHAMPION: best_of(records),
-        REPORT_BASELINE: best_of([r for r in records if r.baseline]),
-    }
-    return [alias for alias, r in best.items() if r is not None and r.number == record.number]
+CHAMPION, REPORT_BASELINE = "champion", "report-baseline"  # aliases
 
 
 def stands_for(tracker: Tracker, alias: str) -> str | None:
-    """The sha256 of the weights that an alias points at; None if there is none."""
-    try:
-        version = tracker.client.get_model_version_by_alias(tracker.config.name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None  # no model yet, or no such alias
-        raise
+    """The sha256 of the weights that an alias points at; None if there is none.
+
+    Raises TrackingError.
+    """
+    with tracker.reached():
+        try:
+            version = tracker.client.get_model_version_by_alias(tracker.config.name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None  # no model yet, or no such alias
+            raise
     return version.tags.get("weights_sha256")
 
 
@@ -45,13 +39,13 @@ def register(
     network: nn.Module,
     info: ModelInfo,
     files: Sequence[Path],
-    aliases: Sequence[str],
+    alias: str | None = None,
 ) -> str:
     """The registry's URI of an exported model, logged as a traced graph (pt2, no pickle).
 
-    network: on the CPU, in eval mode. files: go along. aliases: point at it from now on. What the
-    run has registered already, of the same weights, temperature and threshold, is not registered
-    twice. Raises TrackingError.
+    network: on the CPU, in eval mode. files: go along. alias: points at it from now on. What the
+    run has registered or logged already, of the same weights, temperature and threshold, is not
+    registered or logged twice. Raises TrackingError.
     """
     name, client = tracker.config.name, tracker.client
     tags = {
@@ -67,7 +61,7 @@ def register(
         versions = client.search_model_versions(f"name = '{name}'")
         same = [v for v in versions if v.run_id == run_id and tags.items() <= v.tags.items()]
         version = same[0] if same else _version(tracker, run_id, network, info, files, tags)
-        for alias in aliases:
+        if alias is not None:
             client.set_registered_model_alias(name, alias, version.version)
     return f"models:/{name}/{version.version}"
 
@@ -80,15 +74,31 @@ def _version(
     files: Sequence[Path],
     tags: dict[str, str],
 ) -> ModelVersion:
-    logged = _log_model(tracker, run_id, network, info, files)
+    logged = _logged_before(tracker, run_id, tags)
+    if logged is None:
+        logged = _log_model(tracker, run_id, network, info, files, tags)
     # not models:/ID as its source: the SQL registry asks the global tracking URI for it
     return tracker.client.create_model_version(
         tracker.config.name, logged.artifact_location, run_id, tags, model_id=logged.model_id
     )
 
 
+def _logged_before(tracker: Tracker, run_id: str, tags: dict[str, str]) -> LoggedModel | None:
+    """What a process that was killed before it could register it has logged whole."""
+    found = tracker.client.search_logged_models(
+        [tracker.experiment_id], f"source_run_id = '{run_id}'"
+    )
+    whole = [model for model in found if model.status == LoggedModelStatus.READY]
+    return next((model for model in whole if tags.items() <= model.tags.items()), None)
+
+
 def _log_model(
-    tracker: Tracker, run_id: str, network: nn.Module, info: ModelInfo, files: Sequence[Path]
+    tracker: Tracker,
+    run_id: str,
+    network: nn.Module,
+    info: ModelInfo,
+    files: Sequence[Path],
+    tags: dict[str, str],
 ) -> LoggedModel:
     import mlflow.pytorch  # seconds
     from mlflow.models import Model, ModelSignature
@@ -96,7 +106,7 @@ def _log_model(
 
     # not mlflow.pytorch.log_model: it wants the run active, and so sets its status anew
     client = tracker.client
-    logged = client.create_logged_model(tracker.experiment_id, info.variant, run_id)
+    logged = client.create_logged_model(tracker.experiment_id, info.variant, run_id, tags)
     faces, float32 = (-1, 3, info.side_px, info.side_px), np.dtype("float32")
     signature = ModelSignature(
         Schema([TensorSpec(float32, faces)]), Schema([TensorSpec(float32, (-1, 2))])

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from study.config import StudyConfig
 from study.connection import LoggedRun
-from study.datasets import Dataset
+from study.datasets import known
 from study.description import description
 from study.journal import Entry, Journal
 from study.records import SlotRecord
@@ -131,7 +131,7 @@ class Replay:
         else:
             self.tracker.restart_run(run, name, _both_machines(run.tags, tags))
         self.tracker.log_params(run.run_id, entry.content.get("params", {}))
-        given = [Dataset(**fields) for fields in entry.content.get("datasets", [])]
+        given = [known(said) for said in entry.content.get("datasets", [])]
         for run_id in (run.run_id, self.tracker.parent_id):
             self.tracker.log_datasets(run_id, given)
         self.slots.note_run(journal.slot, run.run_id)

@@ -3,15 +3,14 @@
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from study.config import StudyConfig, TrackingError
 from study.connection import (
     LoggedRun,
     has_tables,
     logged_run,
-    one_line,
     reached,
+    refuse_deleted,
     search_runs,
     sqlite_path,
 )
@@ -31,15 +30,16 @@ class Shelf:
 
     @classmethod
     def of(cls, config: StudyConfig, study_id: str) -> Self | None:
-        """None if the study has no experiment there. Raises TrackingError."""
+        """None if the study has no experiment there; TrackingError if it was deleted, too."""
         uri = config.tracking.uri
         with reached(uri):
             if (sqlite := sqlite_path(uri)) is not None and not has_tables(sqlite):
                 return None  # a client would create them
             client = MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(config.name)
-            if experiment is None or experiment.lifecycle_stage == "deleted":
+            if experiment is None:
                 return None
+            refuse_deleted(experiment, uri)
             return cls(client, str(experiment.experiment_id), study_id, uri)
 
     def runs(self) -> list[LoggedRun]:
@@ -78,12 +78,12 @@ def runs_page(config: StudyConfig) -> str:
 
     Raises TrackingError if the study is not in the store.
     """
-    client = MlflowClient(tracking_uri=config.tracking.uri)
-    try:
-        experiment = client.get_experiment_by_name(config.name)
-    except MlflowException as error:
-        raise TrackingError(f"tracking.uri: {config.tracking.uri}: {one_line(error)}") from None
+    uri = config.tracking.uri
+    with reached(uri):
+        experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(config.name)
+        if experiment is not None:
+            refuse_deleted(experiment, uri)
     if experiment is None:
-        raise TrackingError(f"study '{config.name}' has no runs in {config.tracking.uri} yet")
+        raise TrackingError(f"study '{config.name}' has no runs in {uri} yet")
     query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
     return f"#/experiments/{experiment.experiment_id}/runs?{query}"

@@ -35,6 +35,7 @@ from study.connection import (
     logged_run,
     one_line,
     reached,
+    refuse_deleted,
     search_runs,
     sqlite_path,
     tables,
@@ -281,11 +282,7 @@ class Tracker:
                     raise
             found = self.client.get_experiment_by_name(name)
             assert found is not None
-        if found.lifecycle_stage == "deleted":
-            raise MlflowException(
-                f"experiment '{name}' was deleted; restore it with: mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}"
-            )
+        refuse_deleted(found, self.config.tracking.uri)
         return str(found.experiment_id)
 
     def _parent(self) -> str:

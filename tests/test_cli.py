@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from study.joining import create_or_join
 from tests.runs import REPOSITORY, Folder
 
 HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib", "plotly")
@@ -29,6 +30,14 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path, 12)
+
+
+def test_a_command_is_printed_as_it_must_be_typed(folder: Folder) -> None:
+    create_or_join(folder.study_config(), {"study.seed": 0})
+    done = folder.call("stop")  # into a pipe
+    assert done.returncode == 0, done.stderr
+    assert f"--set 'data.annotations=[{folder.path}/photos/Train_poly.json]'" in done.stdout
+    assert "--set 'train.image_size={cnn: 32, mobilenet_v2: 33}'" in done.stdout
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from study.config import StudyConfig
+from study.config import StudyConfig, final_of
 from study.description import MOST_CHARACTERS, description
 from study.joining import create_or_join
 from study.slots import Slots
@@ -72,6 +72,12 @@ def test_a_study_without_a_result_says_how_far_it_is(make_config: MakeConfig) ->
     text = description(slots)
     assert "Best trial" not in text
     assert "| baseline cnn | 0 | - | - | waiting |" in text
+
+
+def test_a_study_of_reruns_names_the_one_that_has_the_verdicts(make_config: MakeConfig) -> None:
+    slots = create_or_join(final_of(make_config("study.n_trials=4")), {})  # without a slot yet
+    assert "of study sample, whose run has the figures" in description(slots)
+    assert "Best trial" not in description(slots)
 
 
 def test_it_fits_into_a_tag_of_mlflow(slots: Slots) -> None:

@@ -162,7 +162,9 @@ def test_a_deleted_run_and_one_without_a_slot_are_named(slots: Slots) -> None:
     replay.tracker.create_run(17, 0, "of nobody", {})
     found = examine(slots.config, fix=True)  # which fix leaves
     assert wrong(found, "mlflow") == [f"run {run_id} of slot 0 is not in MLflow any more"]
-    assert f"mlflow runs restore --run-id {run_id}" in [f.remedy for f in found.findings]
+    uri = slots.config.tracking.uri
+    restore = f"MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {run_id}"
+    assert restore in [f.remedy for f in found.findings]
     notes = [f.what for f in found.findings if f.level == "note"]
     assert "MLflow has a run of slot 17, the study has 4 slots" in notes
 

@@ -119,6 +119,9 @@ DATA = {
         (f"{JSON}: annotation 0, image 0: file_name '../../passwd' points out", "without '..'"),
         annotations(lambda document: document["images"][0].update(file_name="../../passwd")),
     ),
+    "a path that can not be": Mistake(
+        """prepare --set 'data.work_dir="a\\0b"'""", ("'data.work_dir'", "a path has no null byte")
+    ),
     "no photos' folder": Mistake(
         "prepare --set data.photos_dir=none",
         ("{path}/none: no such folder", "set data.photos_dir"),
@@ -236,6 +239,15 @@ OPTIONS = {
     "no budget": Mistake("run --trials abc", ("--trials abc: must be a number of slots",)),
     "a split alone": Mistake("compare --split val", ("--split needs --predictions FILE",)),
     "no predictions": Mistake("compare --predictions x.csv", ("x.csv: can't be read: No such",)),
+    "more kept than there can be": Mistake(
+        f"gc --keep best:{'9' * 5000}", ("must be best:N", "example best:5")
+    ),
+    "seeds of one slot": Mistake(
+        "evaluate --trial 3 --seeds 5", ("--trial proves one slot as it is; leave out --seeds",)
+    ),
+    "a baseline for no leak": Mistake(
+        "audit --baseline cnn", ("--baseline, --workers and --device go with --leak",)
+    ),
     "nothing kept": Mistake("gc --keep best", ("--keep best: must be best:N", "example best:5")),
     "no slot": Mistake("export --out m --trial last", ("--trial last: must be best or the num",)),
     "no parameter": Mistake("enqueue --params cnn", ("--params cnn: must be key=value",)),

@@ -90,7 +90,12 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     "study.stall_s": [ABOVE_0],
     "tracking.uri": [("mlruns", "neither sqlite:///path nor http(s)://host:port"), (3, "a text")],
     "tracking.artifacts_dir": [PATH],
-    "tracking.system_metrics_s": [FROM_0, (1e9, "less than or equal to 3600"), NUMBER],
+    "tracking.system_metrics_s": [
+        FROM_0,
+        (1e9, "less than or equal to 3600"),
+        (1e-6, "neither 0 (none) nor at least 1"),
+        NUMBER,
+    ],
     "baselines": [(3, "the path of a YAML"), (None, "the path of a YAML")],
 }
 

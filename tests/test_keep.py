@@ -14,6 +14,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from tests.small_study import SLOTS
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+ALIASES = ("champion", "report-baseline")
 
 
 def run_of(folder: Folder, slot: int) -> Run:
@@ -170,7 +173,9 @@ def test_evaluate_registers_the_best_trial_and_the_best_baseline_under_their_ali
     client = MlflowClient(tracking_uri=store_of(small_study))
     status = small_study.json("status")
     baseline = min(status["baselines"], key=lambda b: b["value"])
-    aliases = {"champion": status["best"]["slot"], "report-baseline": baseline["slot"]}
+    analysis = small_study.json("compare")["analysis"]
+    (best,) = [m["slot"] for m in analysis["models"] if m["model"] == analysis["best"]]
+    aliases = {"champion": best, "report-baseline": baseline["slot"]}
     for alias, slot in aliases.items():
         version = client.get_model_version_by_alias("small", alias)
         assert version.tags["slot"] == str(slot)
@@ -181,11 +186,46 @@ def test_evaluate_registers_the_best_trial_and_the_best_baseline_under_their_ali
     assert len(client.search_model_versions("name = 'small'")) == before
 
     theirs = logged_network(small_study, aliases["champion"])
-    side = 32 if status["best"]["params"]["variant"] == "cnn" else 33
+    side = 32 if run_of(small_study, best).data.params["variant"] == "cnn" else 33
     faces = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     with mlflow_at(store_of(small_study)), torch.inference_mode():
         champion = mlflow.pytorch.load_model("models:/small@champion")
         assert torch.allclose(champion(faces), theirs(faces), atol=1e-5)
+
+
+def test_a_registry_that_refuses_costs_a_warning_and_no_result(
+    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("you may not read registered models", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", refuse)
+    done = small_study.call("evaluate", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["registered"] == {}
+    assert found["analysis"]["models"]
+    assert "warning: not registered: tracking.uri: " in done.stderr
+
+
+def test_two_evaluates_at_once_register_each_model_once_and_log_none_again(tmp_path: Path) -> None:
+    study = Folder(tmp_path, 24, "name=twice", "train.max_epochs=1", "study.n_trials=4")
+    for command in ("run", "evaluate"):
+        done = study.run(command, *(["--no-corruptions"] if command == "evaluate" else []))
+        assert done.returncode == 0, done.stderr
+    client = MlflowClient(tracking_uri=store_of(study))
+    client.delete_registered_model("twice")  # as if both had been killed before they registered
+    both = [study.start("evaluate", "--no-corruptions") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    versions = client.search_model_versions("name = 'twice'")
+    aliases = {client.get_model_version_by_alias("twice", a).version for a in ALIASES}
+    assert {version.version for version in versions} == aliases
+    experiment = client.get_experiment_by_name("twice")
+    assert experiment is not None
+    logged = client.search_logged_models([experiment.experiment_id])
+    assert len(logged) == len(versions)
 
 
 def test_exporting_again_gives_the_same_bytes_and_no_second_version(

@@ -47,6 +47,21 @@ def test_the_mean_of_the_samples_is_given(monkeypatch: pytest.MonkeyPatch) -> No
     assert machine.since_last()["system/cpu_utilization_percentage"] == 40.0
 
 
+def test_the_network_counts_from_the_beginning_of_each_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received = iter([5e9, 5e9, 6e9, 6e9, 6e9, 6.2e9])  # of two attempts: new, primed, sampled
+    one = psutil.net_io_counters()
+    monkeypatch.setattr(
+        psutil, "net_io_counters", lambda: one._replace(bytes_recv=int(next(received)))
+    )
+    machine = Machine(every_s=3600)
+    for megabytes in (1000, 200):
+        machine.begin()
+        found = machine.since_last()["system/network_receive_megabytes"]
+        assert found == pytest.approx(megabytes)
+
+
 def test_no_interval_no_samples() -> None:
     with Machine(every_s=0) as machine:
         machine.begin()
@@ -64,3 +79,18 @@ def test_a_machine_that_can_not_be_read_costs_the_metrics_not_the_trial(
         machine.begin()
         assert machine.since_last() == {}
     assert "system metrics end here" in caplog.text
+
+
+def test_a_part_that_can_not_even_begin_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable() -> None:
+        raise FileNotFoundError("/proc/net/dev")
+
+    monkeypatch.setattr(psutil, "net_io_counters", unreadable)
+    machine = Machine(every_s=3600)
+    machine.begin()
+    found = machine.since_last()
+    assert found.keys() >= ALWAYS
+    assert "system/network_receive_megabytes" not in found
+    assert "no NetworkMonitor: FileNotFoundError('/proc/net/dev')" in caplog.text

@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +23,7 @@ from study.journal import SpoolError
 from study.machine import Machine
 from study.records import SlotRecord, State
 from study.replay import BATCH, Replay
+from study.shelf import Shelf, runs_page
 from study.slots import Slots
 from study.spool import Spool
 from tests.mlflow_server import store_image
@@ -464,3 +468,34 @@ def test_an_experiment_that_was_deleted_is_said(slots: Slots, spool: Spool) -> N
     with pytest.raises(TrackingError, match="was deleted; restore it") as caught:
         Replay(slots.config, slots, spool)
     assert "\n" not in str(caught.value)
+    for looks in (lambda: Shelf.of(slots.config, slots.study_id), lambda: runs_page(slots.config)):
+        with pytest.raises(TrackingError, match="was deleted; restore it"):
+            looks()
+
+
+@pytest.mark.slow
+def test_the_command_that_is_told_brings_a_deleted_experiment_back(
+    slots: Slots, spool: Spool, tmp_path: Path
+) -> None:
+    tracker = Replay(slots.config, slots, spool).tracker
+    client(slots).delete_experiment(tracker.experiment_id)
+    with pytest.raises(TrackingError) as caught:
+        Replay(slots.config, slots, spool)
+    command = str(caught.value).partition("restore it with: ")[2]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path}
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, check=True, timeout=120)
+    assert Replay(slots.config, slots, spool).tracker.experiment_id == tracker.experiment_id
+
+
+def test_what_a_later_release_says_of_a_data_set_holds_up_nothing(
+    slots: Slots, spool: Spool, replay: Replay
+) -> None:
+    given = Dataset("Train_poly/train", "0a1b2c3d", "training", "/faces", real=30, fake=12)
+    run = spool.run(0, 0)
+    run.start("000 cnn", {}, {}, {}, [given])
+    line = json.loads(run.journal.path.read_text())
+    line["datasets"][0]["colour"] = "red"
+    run.journal.path.write_text(json.dumps(line) + "\n")
+    assert replay.deliver_all() == 1
+    assert len(the_run(slots, 0).inputs.dataset_inputs) == 1
