@@ -22,10 +22,12 @@ def check_trials(trials: str, config: StudyConfig) -> None:
         raise ConfigError(f"--trials {trials}: must be a number of slots, such as 40, or +20")
     if int(trials) > MOST_SLOTS:
         raise ConfigError(f"--trials {trials}: {MOST_SLOTS:,} are the most; a smaller number")
+    if int(trials) == 0:
+        raise ConfigError(f"--trials {trials}: must be a number of slots, such as 40, or +20")
     if not trials.startswith("+") and int(trials) < config.study.n_trials:
         raise ConfigError(
             f"--trials {trials}: study.n_trials says {config.study.n_trials} and the larger one "
-            f"rules; lower that, or write +{trials} for so many more"
+            f"rules; write +{trials} for so many more"
         )
 
 

@@ -26,7 +26,7 @@ SYMBOLS = {
     "pruned": "x",
     "failed": "triangle-down",
 }
-MIN_FOR_IMPORTANCES = 10  # of the complete trials; its best tenth is then one trial
+MIN_FOR_IMPORTANCES = 30  # complete trials: what the best tenth is compared by is then three
 
 
 def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:

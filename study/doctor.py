@@ -204,8 +204,12 @@ def _unmatched(
     ]
     for record in missing:
         if record.run_id is None:
+            lost = record.state == "complete"  # others may have ended before they began
             what = f"slot {record.number} is {record.state} and has no run: nothing was said of it"
-            yield Finding("mlflow", "note", what)
+            again = (
+                "its weights are lost: train it again by deepfake-study enqueue CONFIG --params"
+            )
+            yield Finding("mlflow", "wrong" if lost else "note", what, again if lost else None)
     yield from _lost([record for record in missing if record.run_id is not None], uri)
 
 

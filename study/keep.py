@@ -268,7 +268,7 @@ def _at_threshold(verdicts: Tensor, faces: Faces, at_half: SplitFigures) -> Spli
 
 def _chosen(records: list[SlotRecord], record: SlotRecord, is_best: bool) -> str:
     complete = sum(r.state == "complete" for r in records)
-    how = "named by its number"
+    how = f"named by its number, {record.state} behind {len(record.losses)} epochs"
     if is_best:
         how = f"the best of {complete} complete slots by {OBJECTIVES[record.objective]}"
     if record.baseline:

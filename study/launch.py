@@ -170,7 +170,10 @@ class LocalWorkers:
         """None waits: they are processes."""
 
     def last_words(self) -> str:
-        lines = self._last_log.read_text(errors="replace").strip().splitlines()
+        try:
+            lines = self._last_log.read_text(errors="replace").strip().splitlines()
+        except OSError as error:
+            return f"{self._last_log}: {error.strerror}"
         return lines[-1] if lines else f"see {self._last_log}"
 
     @property

@@ -123,7 +123,10 @@ def study_line(records: Sequence[SlotRecord], max_epochs: int) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(f"{sum(r.finished for r in records)}/{len(records)} slots finished", "bold")
     left = seconds_left(records, max_epochs)
-    line.append(f", ETA {'-' if left is None else duration(left)}")
+    if counts["running"]:
+        line.append(f", ETA {'-' if left is None else duration(left)}")
+    elif counts["waiting"]:
+        line.append(", no worker has a slot yet")
     best = best_of(records)
     line.append(f"; best {best.best_loss:.4f} (slot {best.number})" if best else "; best -")
     for state, before in (("pruned", "; "), ("failed", ", ")):

@@ -110,6 +110,7 @@ def run_trial(
     if result.best_state is not None:
         result = replace(result, best_state=material.whole(result.best_state))
     attempt.run.log_result(result, material.val.labels)
+    attempt.run.check_there()
     return judge(slot, result)
 
 

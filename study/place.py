@@ -70,7 +70,8 @@ class Placement:
         if self.local:
             cores, threads = available_cores(), config.train.threads
             if (workers := len(self.local_gpus(env))) * threads != cores:
-                yield f"{workers} workers x {threads} threads (train.threads) on {cores} cores"
+                said = f"{workers} worker{'s' * (workers > 1)} of train.threads {threads} on "
+                yield f"{said}{cores} cores; on CPUs one worker a core is best: --workers {cores}"
         elif not self.starts_ray and config.study.storage.get_secret_value().startswith("sqlite"):
             yield "study.storage: SQLite is for one machine"
 

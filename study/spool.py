@@ -155,6 +155,14 @@ class SlotRun:
         self._file(WEIGHTS, save(state), sync=True)
         self.set_tags({"weights_sha256": state_dict_sha256(state)})
 
+    def check_there(self) -> None:
+        """For who still has the slot: what was said of it must be there. Raises SpoolError."""
+        if not self.journal.path.exists():
+            raise SpoolError(
+                f"{self.journal.path}: removed while the slot was trained; its weights can't be "
+                "kept, and it is trained again: leave study.checkpoints_dir alone until it ends"
+            )
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._append("tags", tags=dict(tags))
 

@@ -196,7 +196,7 @@ class Tracker:
                 if tags.get(REMOVED[0]) == REMOVED[1]:
                     raise TrackingError(
                         f"slot {tags.get('slot')}: its weights were removed by deepfake-study gc; "
-                        "its figures stay in MLflow, other slots can be evaluated"
+                        "evaluate --seeds N trains it again, or name another slot"
                     ) from None
                 raise TrackingError(
                     f"run {run_id}: {WEIGHTS} can't be read ({one_line(error)}); {_PUT_BACK}"

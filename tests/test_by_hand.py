@@ -59,7 +59,7 @@ def test_a_budget_grown_by_hand_outlives_the_number_of_the_yaml(
         created(config)  # beyond what was grown by hand the YAML rules, as ever
 
 
-@pytest.mark.parametrize("trials", ["", "+", "-3", "2.5", "many", "+2h"])
+@pytest.mark.parametrize("trials", ["", "+", "-3", "2.5", "many", "+2h", "+0", "0"])
 def test_a_budget_that_is_no_number_is_refused(trials: str, make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"must be a number of slots, such as 40, or \+20"):
         check_trials(trials, make_config())

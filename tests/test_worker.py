@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from study.joining import join
 from study.objective import Attempt, Outcome, begin_run
 from study.outage import StorageAway
 from study.space import suggest
+from study.spool import SlotRun
 from study.stop import Stopped, StopSignal
 from study.worker import STALLED, TooManyFailed, set_up, work
 from tests.photos import draw_set
@@ -67,6 +69,21 @@ def statuses(config: StudyConfig) -> dict[str, str]:
     (experiment,) = client.search_experiments(filter_string="name = 'sample'")
     runs = client.search_runs([experiment.experiment_id], "tags.slot != ''")
     return {run.data.tags["slot"]: run.info.status for run in runs}
+
+
+def test_a_spool_that_is_removed_while_a_slot_trains_leaves_it_to_be_trained_again(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_result = SlotRun.log_result
+
+    def removed(run: SlotRun, *result: Any) -> None:
+        shutil.rmtree(run.journal.folder)
+        log_result(run, *result)
+
+    monkeypatch.setattr(SlotRun, "log_result", removed)
+    with pytest.raises(UserError, match="removed while the slot was trained"):
+        work(config, CPU, StopSignal(second_exits=False))
+    assert join(config).records()[0].state == "waiting"
 
 
 def test_a_trial_that_raises_is_tried_again_and_the_study_goes_on(
