@@ -13,7 +13,7 @@ from deepfake.checkpoint import Checkpoints
 from deepfake.config import TrainConfig
 from deepfake.fit import EpochStats, FitResult, fit
 from study.by_hand import check_stopped
-from study.claimed import Slot
+from study.claimed import Slot, lost_if_finished
 from study.config import StudyConfig, flattened, public_yaml
 from study.datasets import sources
 from study.inputs import Inputs
@@ -61,7 +61,8 @@ def run_trial(
     if the study was stopped, and what check_stop does.
     """
     slot, config = attempt.slot, attempt.config
-    params = suggest(slot.trial, config.space)
+    with lost_if_finished(slot):  # of a process that was frozen while it drew
+        params = suggest(slot.trial, config.space)
     train = config.train_config(params, fixed=slot.baseline is not None)
     begin_run(attempt, train, inputs, device)
     resume = resumed(attempt)

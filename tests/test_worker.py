@@ -15,17 +15,25 @@ from deepfake.checkpoint import CheckpointError
 from deepfake.config import ConfigError, UserError
 from deepfake.prepare import prepare
 from study import worker
-from study.claimed import Slot
+from study.claimed import Slot, SlotLost
 from study.config import StudyConfig
 from study.device import pick_device
 from study.inputs import Inputs
-from study.joining import join
-from study.objective import Attempt, Outcome, begin_run
+from study.joining import create_or_join, join
+from study.lease import Lease
+from study.objective import Attempt, Outcome, begin_run, run_trial
 from study.outage import StorageAway
 from study.space import suggest
-from study.spool import SlotRun
+from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal
-from study.worker import STALLED, TooManyFailed, set_up, work
+from study.worker import (
+    STALLED,
+    TooManyFailed,
+    checkpoints_of,
+    set_up,
+    study_fingerprint,
+    work,
+)
 from tests.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]
@@ -69,6 +77,23 @@ def statuses(config: StudyConfig) -> dict[str, str]:
     (experiment,) = client.search_experiments(filter_string="name = 'sample'")
     runs = client.search_runs([experiment.experiment_id], "tags.slot != ''")
     return {run.data.tags["slot"]: run.info.status for run in runs}
+
+
+def test_a_slot_that_was_lost_before_it_drew_its_parameters_is_another_workers(
+    config: StudyConfig,
+) -> None:
+    inputs = Inputs.load(config, prepare(config.data, config.sides_px))
+    own = config.model_copy(update={"study": config.study.model_copy(update={"n_trials": 4})})
+    slots = create_or_join(own, study_fingerprint(own, inputs))
+    for _ in range(4):  # the baselines', then one that draws
+        slot = slots.claim("host:1")
+    assert slot is not None
+    join(own).free_worker("host:1")  # it was frozen, and given up
+    run = Spool.of(own, slots.study_id).run(slot.number, slot.attempt)
+    lease = Lease(slots, slot, lambda: None)
+    attempt = Attempt(slot, lease, checkpoints_of(slots, slot.number), slots, run)
+    with pytest.raises(SlotLost, match="slot 3: attempt 0 was given up"):
+        run_trial(attempt, inputs, CPU, lambda: None)
 
 
 def test_a_spool_that_is_removed_while_a_slot_trains_leaves_it_to_be_trained_again(
