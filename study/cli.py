@@ -524,7 +524,7 @@ def evaluate(
 
     from study.device import pick_device
     from study.final import Evaluator
-    from study.finals import begin_final, contenders_of_final, contenders_of_search
+    from study.finals import contenders_of_final, contenders_of_search
     from study.joining import join
     from study.live import progress_bars
     from study.place import Launcher, Placement
@@ -538,13 +538,11 @@ def evaluate(
     if trial is None and seeds is not None:
         local = (Launcher.LOCAL, workers, workers_per_gpu)
         placement = Placement(*local, grace_s=grace, device=device)
-        arguments = (str(config), *_shown(set_))
         options = ["--top", str(top), "--seeds", str(seeds), *placement.arguments()]
         options += [] if corruptions else ["--no-corruptions"]
-        again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
-        placement.check(slots.config, os.environ)
-        final = begin_final(slots, top, seeds)
-        _run_reruns(final, placement, ("worker", *arguments, "--final"), again)
+        final = _train_finalists(
+            slots, top, seeds, placement, (str(config), *_shown(set_)), options
+        )
     with progress_bars(_stderr()) as evaluator.progress:
         if trial is not None:
             found = evaluator.evaluate_slot(trial)
@@ -558,15 +556,31 @@ def evaluate(
     _print(document, evaluation_table(document), as_json)
 
 
+def _train_finalists(
+    slots: "Slots",
+    top: int,
+    seeds: int,
+    placement: "Placement",
+    arguments: tuple[str, ...],
+    options: list[str],
+) -> "Slots":
+    """Their study, all its slots finished. arguments, options: of the command that continues."""
+    from study.finals import begin_final
+
+    placement.check(slots.config, os.environ)
+    final = begin_final(slots, top, seeds)
+    again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
+    _run_reruns(final, placement, ("worker", *arguments, "--final"), again)
+    return final
+
+
 def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
     """The verdict's model and the best baseline; a registry that refuses costs a warning."""
     from study.config import TrackingError
     from study.keep import keep_best
 
-    assert found.analysis is not None
-    slots = {model["model"]: model["slot"] for model in found.analysis["models"]}
     try:
-        return keep_best(evaluator, slots.get(found.analysis["best"]))
+        return keep_best(evaluator, found)
     except (TrackingError, OSError) as error:
         _warn(f"not registered: {error}")
         return {}

@@ -1,7 +1,7 @@
 """A model to keep: a slot is proven, calibrated on validation, written out and registered."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +86,20 @@ def keep(
         if best is None:
             raise UserError(f"study '{slots.config.name}' has no complete slot to export")
         number = best.number
-    return _keep(evaluator, number, out, onnx=onnx)
+    return _keep(evaluator, evaluator.evaluate_slot(number), out, onnx=onnx)
 
 
-def keep_best(evaluator: Evaluator, best: int | None) -> dict[str, str]:
-    """Register the slot best, and the best baseline by the objective; the URI by alias.
+def keep_best(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, str]:
+    """Register the verdict's model, and the best baseline by the objective; the URI by alias.
 
-    best: of the search, whose model the verdict is about; None if there is none. What an alias
-    stands for already is left as it is. Raises TrackingError if MLflow refuses, ProofFailed.
+    evaluation: of evaluate. What an alias stands for already is left as it is. Raises
+    TrackingError if MLflow refuses, ProofFailed.
     """
+    assert evaluation.analysis is not None
+    best = evaluation.analysis["best"]
     records = evaluator.slots.records()
-    there = {} if best is None else {CHAMPION: best}
+    slots = {model["model"]: model["slot"] for model in evaluation.analysis["models"]}
+    there = {} if best is None else {CHAMPION: slots[best]}
     if (baseline := best_of([record for record in records if record.baseline])) is not None:
         there[REPORT_BASELINE] = baseline.number
     tracker = evaluator.tracker
@@ -104,22 +107,31 @@ def keep_best(evaluator: Evaluator, best: int | None) -> dict[str, str]:
         for alias, number in there.items():
             run_id = records[number].run_id
             assert run_id is not None
-            if stands_for(tracker, alias) != tracker.tags(run_id)["weights_sha256"]:
+            weights_sha256 = tracker.tags(run_id)["weights_sha256"]
+            if stands_for(tracker, alias) != weights_sha256:
+                proof = _proof_of(evaluation, weights_sha256) or evaluator.evaluate_slot(number)
                 with tempfile.TemporaryDirectory() as folder:
-                    _keep(evaluator, number, Path(folder, "model"), alias=alias)
+                    _keep(evaluator, proof, Path(folder, "model"), alias=alias)
     return {alias: f"models:/{evaluator.config.name}@{alias}" for alias in there}
+
+
+def _proof_of(evaluation: Evaluation, weights_sha256: str) -> Evaluation | None:
+    """What it found of these weights alone; trained again, a slot has others."""
+    everyone = (*evaluation.finalists, *evaluation.diagnostics)
+    mine = [found for found in everyone if found.weights_sha256 == weights_sha256]
+    return replace(evaluation, finalists=mine[:1]) if mine else None
 
 
 def _keep(
     evaluator: Evaluator,
-    number: int,
+    evaluation: Evaluation,
     out: Path,
     *,
     onnx: bool = False,
     alias: str | None = None,
 ) -> Kept:
+    """evaluation: of the one slot that is kept."""
     records, progress = evaluator.slots.records(), evaluator.progress
-    evaluation = evaluator.evaluate_slot(number)
     (proven,) = evaluation.finalists
     record = next(record for record in records if record.number == proven.slot)
     network, weights_sha256 = evaluator.load(record)
