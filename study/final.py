@@ -306,7 +306,7 @@ class Evaluator:
                 self._steps.advance(len(SUITE) * self.batches("test"))
             of_set[split], files = self._figures(contender, logits, faces, split)
             tested_on = [dataset(self.inputs.prepared, split, faces.table)]
-            self.tracker.note_datasets((record.run_id, self.tracker.parent_id), tested_on)
+            self.tracker.note_datasets(record.run_id, tested_on)
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
         return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
 

@@ -132,8 +132,8 @@ class Replay:
             self.tracker.restart_run(run, name, _both_machines(run.tags, tags))
         self.tracker.log_params(run.run_id, entry.content.get("params", {}))
         given = [known(said) for said in entry.content.get("datasets", [])]
-        for run_id in (run.run_id, self.tracker.parent_id):
-            self.tracker.log_datasets(run_id, given)
+        self.tracker.log_datasets(run.run_id, given)
+        self.tracker.log_study_datasets(given)
         self.slots.note_run(journal.slot, run.run_id)
         return run
 

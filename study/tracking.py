@@ -74,6 +74,7 @@ class Tracker:
         self.config = config
         self.slots = slots
         self.study_id = slots.study_id
+        self._of_study: set[Dataset] = set()  # that the parent run has, by this process
         with self.reached(), tables(config.tracking.uri):
             self.client = MlflowClient(tracking_uri=config.tracking.uri)
             self.experiment_id = self._experiment()
@@ -122,6 +123,12 @@ class Tracker:
         ]
         with _unless_refused(run_id):
             self.client.log_inputs(run_id, inputs)
+
+    def log_study_datasets(self, given: Sequence[Dataset]) -> None:
+        """On the parent run, which every slot's faces are the same for: each is said once."""
+        new = [faces for faces in given if faces not in self._of_study]
+        self.log_datasets(self.parent_id, new)
+        self._of_study.update(new)
 
     def log_epochs(
         self, run_id: str, epochs: Sequence[tuple[int, int, Mapping[str, float]]]
@@ -231,11 +238,11 @@ class Tracker:
             for name, content in files.items():
                 self._log_content(run_id, f"{split}/{name}", content)
 
-    def note_datasets(self, run_ids: Sequence[str], given: Sequence[Dataset]) -> None:
-        """What runs that have ended are evaluated on."""
-        for run_id in run_ids:
-            with _witness(run_id):
-                self.log_datasets(run_id, given)
+    def note_datasets(self, run_id: str, given: Sequence[Dataset]) -> None:
+        """What a run is evaluated on, and so its study."""
+        with _witness(run_id):
+            self.log_datasets(run_id, given)
+            self.log_study_datasets(given)
 
     def log_study(self, tags: Mapping[str, str], files: Mapping[str, Any]) -> None:
         """On the parent run."""
