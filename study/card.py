@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deepfake.config import FAKE, LABELS
 from deepfake.export import ModelInfo
+from study.page import markdown
 
 ROWS = {
     "accuracy": "accuracy",
@@ -43,23 +41,19 @@ def model_card(
     onnx: bool,
 ) -> str:
     """chosen: how the slot was found, as part of a sentence. searched: by its objective."""
-    environment = Environment(  # Markdown, shown by whatever shows it: nothing is escaped
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     faces = info.trained.faces
     train = faces["train"]
-    return environment.get_template("card.md.j2").render(
-        vars(measured),
-        info=info,
-        chosen=chosen,
-        searched=searched,
-        parameters=parameters,
-        onnx=onnx,
-        rows=ROWS,
-        n_faces=sum(sum(of.values()) for of in faces.values()),
-        prior=train[LABELS[FAKE]] / sum(train.values()),
+    return markdown(
+        "card.md.j2",
+        {
+            **vars(measured),
+            "info": info,
+            "chosen": chosen,
+            "searched": searched,
+            "parameters": parameters,
+            "onnx": onnx,
+            "rows": ROWS,
+            "n_faces": sum(sum(of.values()) for of in faces.values()),
+            "prior": train[LABELS[FAKE]] / sum(train.values()),
+        },
     )

@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
+from study.page import markdown
 from study.records import SlotRecord, best_of
 from study.slots import Slots
 
@@ -35,27 +33,25 @@ def _of_reruns(config: StudyConfig) -> str:
 def _rendered(
     config: StudyConfig, records: Sequence[SlotRecord], analysis: Mapping[str, Any] | None
 ) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": _figure, "loss": _loss}
     best = best_of(records)
     states = Counter[str](record.state for record in records)
-    return environment.get_template("description.md.j2").render(
-        records=records,
-        finished=sum(record.finished for record in records),
-        states=states,
-        best=best,
-        objective=OBJECTIVES[config.study.objective],
-        shown=[r for r in records if r.baseline or r is best],
-        analysis=analysis,
-        printed={
-            b.name: b.published.accuracy
-            for b in config.baselines.baselines
-            if b.published is not None
+    return markdown(
+        "description.md.j2",
+        {
+            "records": records,
+            "finished": sum(record.finished for record in records),
+            "states": states,
+            "best": best,
+            "objective": OBJECTIVES[config.study.objective],
+            "shown": [r for r in records if r.baseline or r is best],
+            "analysis": analysis,
+            "printed": {
+                b.name: b.published.accuracy
+                for b in config.baselines.baselines
+                if b.published is not None
+            },
+            "figure": _figure,
+            "loss": _loss,
         },
     )
 

@@ -1,4 +1,4 @@
-"""The template of the HTML report, and how it prints numbers."""
+"""The templates: the HTML report's, how it prints numbers, and those of Markdown."""
 
 import math
 from collections.abc import Mapping
@@ -25,6 +25,18 @@ def render(content: Mapping[str, Any]) -> str:
         "clock": clock,
     }
     return environment.get_template("report.html.j2").render(content)
+
+
+def markdown(template: str, content: Mapping[str, Any]) -> str:
+    """A Markdown text, shown by whatever shows it: nothing is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(content)
 
 
 def number(value: float | None) -> str:
