@@ -206,3 +206,15 @@ def _stopped(record: SlotRecord) -> bool:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def shown(records: Sequence[SlotRecord]) -> set[int]:
+    """The slots whose curves are drawn at first: the baselines and the best."""
+    best = best_of(records)
+    return {r.number for r in records if r.baseline} | ({best.number} if best else set())
+
+
+def top(records: Sequence[SlotRecord], n: int) -> set[int]:
+    """The complete slots of the lowest loss."""
+    complete = [r for r in records if r.state == "complete"]
+    return {r.number for r in sorted(complete, key=lambda r: (r.best_loss, r.number))[:n]}

@@ -22,7 +22,7 @@ from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.data_sheet import LABEL_COLOURS, data_sheet
 from study.diagrams import CANDIDATES, candidate_symbols, corruption_figures
 from study.origin import git_commit
-from study.overview import LINES, parallel_figure, pruning_figure, spared, stops
+from study.overview import LINES, parallel_figure, pruning_figure, shown, spared, stops, top
 from study.page import render
 from study.recipe import commands, reproducible
 from study.records import STATES, SlotRecord, best_of
@@ -55,7 +55,6 @@ def write_report(slots: Slots, out: Path) -> Path:
 
 def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     config, records = slots.config, slots.records()
-    best = best_of(records)
     tracker, missing = _tracker(slots, records)
     witness = _witness(tracker, records, config.study.objective, missing)
     evaluation = slots.attributes().get("evaluation")
@@ -76,47 +75,20 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     )
     for name, figure in (tested_figures | origin_figures).items():
         figures[name] = figure.to_plotly_json()
-    try:
-        comparison, why_not = compare(slots), None
-    except UserError as error:
-        comparison, why_not = None, str(error)
     return {
         "name": config.name,
         "written": now.isoformat(sep=" ", timespec="minutes").removesuffix("+00:00"),
-        "records": records,
-        "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
-        "max_epochs": config.train.max_epochs,
-        "best": best,
-        "incumbents": charts.incumbents(records),
-        "spared": spared(records, config.train.max_epochs),
-        "stops": stops(records),
-        "slot_seconds": sum(record.seconds or 0 for record in records),
-        "loss_name": OBJECTIVES[config.study.objective],
-        "best_baseline": best_of([record for record in records if record.baseline]),
-        "finalist": _model_of(best, tested),
+        **_of_search(config, records),
+        **_compared(slots),
+        "finalist": _model_of(best_of(records), tested),
         "tested": tested,
-        "rivals": _rivals(config.baselines.baselines, best),
-        "comparison": comparison,
-        "why_not": why_not,
-        "columns": FIGURES,
         "finalists": finalists,
         "corruptions": corruptions,
         "symbols": {
             model: CANDIDATES[symbol] for model, symbol in candidate_symbols(corruptions).items()
         },
         "openings": slots.attributes().get("openings", []),
-        "labels": LABELS,
-        "colours": charts.COLOURS,
-        "label_colours": dict(zip(LABELS, LABEL_COLOURS, strict=True)),
-        "published": {
-            b.params.variant: b for b in config.baselines.baselines if b.published is not None
-        },
-        "variant_of": {b.name: b.params.variant for b in config.baselines.baselines},
-        "shown": _shown(records),
-        "top": _top(records, 10),
-        "most_lines": LINES,
         "witness": witness,
-        "min_for_importances": charts.MIN_FOR_IMPORTANCES,
         "figures": {name: figure["layout"]["height"] for name, figure in figures.items()},
         "figures_json": _json(figures),
         "plotly_js": Markup(get_plotlyjs()),
@@ -124,6 +96,42 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         "hovers_json": _json(charts.hovers(records, config.train.max_epochs)),
         **origin,
     }
+
+
+def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, Any]:
+    """What the slots alone say, and the words and colours for it."""
+    best, max_epochs, baselines = best_of(records), config.train.max_epochs, config.baselines
+    return {
+        "records": records,
+        "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
+        "max_epochs": max_epochs,
+        "best": best,
+        "incumbents": charts.incumbents(records),
+        "spared": spared(records, max_epochs),
+        "stops": stops(records),
+        "slot_seconds": sum(record.seconds or 0 for record in records),
+        "loss_name": OBJECTIVES[config.study.objective],
+        "best_baseline": best_of([record for record in records if record.baseline]),
+        "rivals": _rivals(baselines.baselines, best),
+        "columns": FIGURES,
+        "labels": LABELS,
+        "colours": charts.COLOURS,
+        "label_colours": dict(zip(LABELS, LABEL_COLOURS, strict=True)),
+        "published": {b.params.variant: b for b in baselines.baselines if b.published is not None},
+        "variant_of": {b.name: b.params.variant for b in baselines.baselines},
+        "shown": shown(records),
+        "top": top(records, 10),
+        "most_lines": LINES,
+        "min_for_importances": charts.MIN_FOR_IMPORTANCES,
+    }
+
+
+def _compared(slots: Slots) -> dict[str, Any]:
+    """Ours beside the report's figures, or why they are not."""
+    try:
+        return {"comparison": compare(slots), "why_not": None}
+    except UserError as error:
+        return {"comparison": None, "why_not": str(error)}
 
 
 def _json(content: Mapping[Any, Any]) -> Markup:
@@ -208,18 +216,6 @@ def _figures(
 def _corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = corruption_figures(rows)
     return {f"corruptions-{kind}": figure.to_plotly_json() for kind, figure in found.items()}
-
-
-def _shown(records: Sequence[SlotRecord]) -> set[int]:
-    """The slots whose curves are drawn at first: the baselines and the best."""
-    best = best_of(records)
-    return {r.number for r in records if r.baseline} | ({best.number} if best else set())
-
-
-def _top(records: Sequence[SlotRecord], n: int) -> set[int]:
-    """The complete slots of the lowest loss."""
-    complete = [r for r in records if r.state == "complete"]
-    return {r.number for r in sorted(complete, key=lambda r: (r.best_loss, r.number))[:n]}
 
 
 def _model_of(best: SlotRecord | None, tested: Mapping[str, Any] | None) -> Any:
