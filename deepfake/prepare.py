@@ -81,7 +81,7 @@ _MANIFEST = TypeAdapter(_Manifest)
 _SETTINGS = TypeAdapter(dict[str, Setting])
 
 
-def prepare(
+def prepare_data(
     data: DataConfig,
     sides: Sequence[int] = (),
     processes: int | None = None,

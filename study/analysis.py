@@ -42,7 +42,7 @@ class Measured:
     estimates: dict[str, Estimate | None]  # by figure of scorecard; None where it has none
 
 
-def analysis(
+def analyse(
     predictions: pd.DataFrame,
     baselines: Baselines,
     split: str = "test",

@@ -153,7 +153,7 @@ def audit(
     from dataclasses import asdict
 
     from deepfake.audit import audit as audit_data
-    from deepfake.prepare import prepare as prepare_data
+    from deepfake.prepare import prepare_data
     from study.leak import baseline_of
     from study.live import progress_bars
     from study.scores import price_table
@@ -618,13 +618,13 @@ def compare(
 ) -> None:
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
-        from study.analysis import analysis
+        from study.analysis import analyse
         from study.load import load_published
         from study.predictions import read_predictions
         from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
-        analysed = analysis(read_predictions(predictions), published, split or "test")
+        analysed = analyse(read_predictions(predictions), published, split or "test")
         _print(analysed, analysis_table(analysed), as_json)
         return
     if split is not None:
@@ -859,7 +859,7 @@ def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":
 
 def _prepare(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:
     """With the stores of all sides that the study's trials read, or of these."""
-    from deepfake.prepare import prepare as prepare_data
+    from deepfake.prepare import prepare_data
     from study.live import progress_bars
 
     with progress_bars(_stderr()) as advance:

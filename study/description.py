@@ -12,7 +12,7 @@ from study.slots import Slots
 MOST_CHARACTERS = 8000  # of a tag in MLflow
 
 
-def description(slots: Slots) -> str:
+def describe(slots: Slots) -> str:
     """The best trial and the baselines; once test was opened, their figures and the verdicts."""
     if has_reruns_alone(slots.config):
         return _of_reruns(slots.config)

@@ -28,10 +28,10 @@ from deepfake.precision import set_precision
 from deepfake.prepare import load_prepared
 from deepfake.splits import Opening, sha256_of
 from deepfake.store import Faces
-from study.analysis import analysis
+from study.analysis import analyse
 from study.config import StudyConfig
 from study.datasets import dataset
-from study.description import description
+from study.description import describe
 from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.exhibits import exhibits
 from study.figures import confusion_figure, corruptions_figure
@@ -155,8 +155,8 @@ class Evaluator:
             opening=entry,
             openings=len({opened["sha256"] for opened in self.slots.attributes()["openings"]}),
             left_out=list(left_out),
-            analysis=analysis(predictions, baselines),
-            test_sets={name: analysis(predictions, baselines, name) for name in self.further},
+            analysis=analyse(predictions, baselines),
+            test_sets={name: analyse(predictions, baselines, name) for name in self.further},
             predictions_sha256=sha256_of(table),
             corruptions=self._falls or None,
         )
@@ -175,7 +175,7 @@ class Evaluator:
         }
         self.tracker.log_study(tags, {"test/openings.json": json.dumps(openings, indent=1)})
         self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
-        self.tracker.describe(description(self.slots))
+        self.tracker.describe(describe(self.slots))
 
     def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
         assert evaluation.analysis is not None

@@ -9,7 +9,7 @@ from itertools import groupby
 from study.config import StudyConfig
 from study.connection import LoggedRun
 from study.datasets import known
-from study.description import description
+from study.description import describe
 from study.journal import Entry, Journal
 from study.records import SlotRecord
 from study.slots import Slots
@@ -68,7 +68,7 @@ class Replay:
             mended = sum(self._settle(slot) for slot in sorted(doubtful))
             finished = all(record.finished for record in records)
             self.tracker.end_study(finished)
-            self.tracker.describe(description(self.slots))
+            self.tracker.describe(describe(self.slots))
             if finished:
                 self.spool.tidy()
             return mended

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deepfake.config import DataConfig
-from deepfake.prepare import Prepared, prepare
+from deepfake.prepare import Prepared, prepare_data
 
 CATEGORIES = [{"id": 0, "name": "Real"}, {"id": 1, "name": "Fake"}]
 SIZE = (96, 64)  # of every photo, px
@@ -80,4 +80,4 @@ def prepared_set(folder: Path, sides: Sequence[int], n_photos: int = 24) -> Prep
     """The faces of draw_set cut, split and stored in folder/work: of 24 photos, 48 faces."""
     path = draw_set(folder, n_photos)
     data = DataConfig(annotations=(path,), photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=sides, processes=1)
+    return prepare_data(data, sides=sides, processes=1)

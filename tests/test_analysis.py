@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from deepfake.baselines import load_baselines
 from deepfake.calibration import Chosen, choose_threshold
 from deepfake.scorecard import scorecard
-from study.analysis import analysis
+from study.analysis import analyse
 from study.predictions import (
     COLUMNS,
     LOGITS,
@@ -54,7 +54,7 @@ def table(seeds=3, splits=("val", "test"), photos=60):
 
 
 def analysed(predictions, split="test"):
-    return analysis(predictions, BASELINES, split, resamples=200)
+    return analyse(predictions, BASELINES, split, resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_the_command_needs_the_file_alone(tmp_path):
     write_predictions(table(), tmp_path / "p.csv.gz")
     done = compare(tmp_path, "--predictions", "p.csv.gz", "--json")
     found = json.loads(done.stdout)
-    assert found == analysis(table(), BASELINES)
+    assert found == analyse(table(), BASELINES)
     shown = compare(tmp_path, "--predictions", "p.csv.gz").stdout
     assert found["comparisons"][0]["sentence"] in " ".join(shown.split())
     assert {path.name for path in tmp_path.iterdir()} == {"p.csv.gz"}

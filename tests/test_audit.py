@@ -16,7 +16,7 @@ from deepfake import audit as audit_module
 from deepfake.audit import Audit, audit
 from deepfake.config import SPLITS, DataConfig, DataError, Split
 from deepfake.openforensics import COLUMNS
-from deepfake.prepare import NotPrepared, prepare
+from deepfake.prepare import NotPrepared, prepare_data
 from deepfake.sample import draw_sample
 from deepfake.splits import read_places, read_split
 from tests.photos import draw_photo, draw_set, face, write_json
@@ -37,7 +37,7 @@ def config(folder: Path, *annotations: str, **changes: Any) -> DataConfig:
 
 
 def audited(data: DataConfig) -> Audit:
-    prepare(data, processes=1)
+    prepare_data(data, processes=1)
     return audit(data, processes=1)
 
 
@@ -92,7 +92,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("sample")
     draw_sample(folder, 60)
     data = config(folder)
-    prepare(data, processes=1)
+    prepare_data(data, processes=1)
     return data
 
 
@@ -282,7 +282,7 @@ def test_photos_without_a_crop_are_counted(tmp_path: Path) -> None:
 def test_a_photo_that_is_gone_or_damaged_since_is_named(tmp_path: Path) -> None:
     draw_set(tmp_path, 20)
     data = config(tmp_path)
-    prepare(data, processes=1)
+    prepare_data(data, processes=1)
     photo = tmp_path / "Images/Train/Train_poly3.jpg"
     photo.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"Train_poly3\.jpg: .*not an image; put it back"):

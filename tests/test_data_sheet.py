@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deepfake.config import SEEN, DataConfig
-from deepfake.prepare import Prepared, prepare
+from deepfake.prepare import Prepared, prepare_data
 from deepfake.sample import draw_sample
 from deepfake.splits import read_split
 from study.data_sheet import FACES, data_sheet
@@ -28,7 +28,7 @@ def config_of(folder: Path, annotations_json: Path) -> DataConfig:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Prepared]:
     folder = tmp_path_factory.mktemp("drawn")
     data = config_of(folder, draw_sample(folder / "sample", 24, seed=7))
-    return data, prepare(data)
+    return data, prepare_data(data)
 
 
 def test_faces_of_train_and_val_are_shown_and_none_of_test(
@@ -75,7 +75,7 @@ def test_sizes_are_shares_of_each_label_and_photos_of_others_are_not_called_draw
     tmp_path: Path,
 ) -> None:
     data = config_of(tmp_path, draw_set(tmp_path / "photos", 20))  # real 24 px, fake 30 px
-    prepared = prepare(data)
+    prepared = prepare_data(data)
     names = read_split(prepared.work_dir, "train")["cutted_name"]
     for name in names:
         (prepared.work_dir / "crops" / name).unlink()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from study.config import StudyConfig, final_of
-from study.description import MOST_CHARACTERS, description
+from study.description import MOST_CHARACTERS, describe
 from study.joining import create_or_join
 from study.slots import Slots
 from study.space import suggest
@@ -36,7 +36,7 @@ def slots(make_config: MakeConfig) -> Slots:
 
 
 def test_before_test_is_opened_it_has_the_validation_losses_alone(slots: Slots) -> None:
-    text = description(slots)
+    text = describe(slots)
     assert text.startswith("**Best trial: slot 3**")
     assert "validation loss 0.4000." in text.splitlines()[0]
     assert "| baseline cnn | 0 | 0.5000 | 0 | complete |" in text
@@ -58,7 +58,7 @@ def test_behind_an_evaluation_the_verdicts_come_first(slots: Slots) -> None:
         "comparisons": [{"sentence": "slot 3 is better than cnn"}],
     }
     slots.set_attribute("evaluation", {"analysis": analysis})
-    text = description(slots)
+    text = describe(slots)
     assert text.index("- slot 3 is better than cnn") < text.index("| on test |")
     cnn = "| cnn | 3 | 0.450 (0.350 to 0.550) | 0.700 (0.600 to 0.800) | 0.98 |"
     assert f"{cnn} 0.800 (0.700 to 0.900) | - |" in text  # the report's accuracy beside ours
@@ -69,19 +69,19 @@ def test_behind_an_evaluation_the_verdicts_come_first(slots: Slots) -> None:
 
 def test_a_study_without_a_result_says_how_far_it_is(make_config: MakeConfig) -> None:
     slots = create_or_join(make_config("study.n_trials=4"), {})
-    text = description(slots)
+    text = describe(slots)
     assert "Best trial" not in text
     assert "| baseline cnn | 0 | - | - | waiting |" in text
 
 
 def test_a_study_of_reruns_names_the_one_that_has_the_verdicts(make_config: MakeConfig) -> None:
     slots = create_or_join(final_of(make_config("study.n_trials=4")), {})  # without a slot yet
-    assert "of study sample, whose run has the figures" in description(slots)
-    assert "Best trial" not in description(slots)
+    assert "of study sample, whose run has the figures" in describe(slots)
+    assert "Best trial" not in describe(slots)
 
 
 def test_it_fits_into_a_tag_of_mlflow(slots: Slots) -> None:
     said = [{"sentence": "x" * 500}] * 30
     analysis = {"faces": 1, "photos": 1, "best": None, "models": [], "comparisons": said}
     slots.set_attribute("evaluation", {"analysis": analysis})
-    assert len(description(slots)) == MOST_CHARACTERS
+    assert len(describe(slots)) == MOST_CHARACTERS

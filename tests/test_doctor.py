@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.room import store_path
 from study.config import StudyConfig
 from study.database import has_tables
@@ -214,14 +214,14 @@ def test_where_the_crops_are_gone_the_way_out_is_said(
         f"data.work_dir={work_dir}",
         "train.image_size={cnn: 32, mobilenet_v2: 33}",
     )
-    prepare(config.data, config.sides_px, processes=1)
+    prepare_data(config.data, config.sides_px, processes=1)
     shutil.rmtree(work_dir / "crops")
     found = examine(config)
     (what,) = wrong(found, "data")
     assert what.startswith(f"{work_dir}/crops: 24 of 24 crops are missing, the first ")
     (finding,) = [finding for finding in found.findings if finding.what == what]
     assert finding.remedy == "deepfake-study prepare CONFIG"
-    prepare(config.data, config.sides_px, processes=1)  # as it said
+    prepare_data(config.data, config.sides_px, processes=1)  # as it said
     assert wrong(examine(config), "data") == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from study import final
 from study.inputs import Inputs
 from study.joining import create_or_join, join
@@ -77,7 +77,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = Folder(tmp_path_factory.mktemp("begun"), 12)
     config = folder.study_config()
     with chdir(folder.path):
-        inputs = Inputs.load(config, prepare(config.data, config.sides_px))
+        inputs = Inputs.load(config, prepare_data(config.data, config.sides_px))
         create_or_join(config, study_fingerprint(config, inputs))
     (folder.path / "mlruns/mlflow.db").touch()
     return folder

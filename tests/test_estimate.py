@@ -4,7 +4,7 @@ import torch
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.features import ensure_features
 from deepfake.models import build_model, count_parameters, frozen_backbone
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.timing import Pace, measure_data, time_variant
 from study.estimate import SLOT_S, START_S, _makespan, _slots, estimate
 from tests.photos import draw_set
@@ -42,7 +42,7 @@ def test_what_is_cut_for_an_estimate_foretells_what_prepare_finds(tmp_path):
     before = measure_data(data, [32])
     assert not data.work_dir.exists()
     assert before.prepare_s > 0
-    prepare(data, [32], processes=1)
+    prepare_data(data, [32], processes=1)
     after = measure_data(data, [32])
     assert before.faces == after.faces == 120
     assert before.train == pytest.approx(after.train, abs=2)
@@ -54,7 +54,7 @@ def test_what_is_cut_for_an_estimate_foretells_what_prepare_finds(tmp_path):
 def test_a_store_that_is_missing_is_still_to_be_paid(tmp_path):
     path = draw_set(tmp_path, n_photos=12)
     data = DataConfig(annotations=[path], photos_dir=tmp_path, work_dir=tmp_path / "work")
-    prepare(data, [32], processes=1)
+    prepare_data(data, [32], processes=1)
     assert measure_data(data, [32, 48]).prepare_s > 0
 
 
@@ -72,7 +72,7 @@ def prepared(make_config, tmp_path):
             "study.n_trials=6",
             *overrides,
         )
-        prepare(config.data, config.sides_px, processes=1)
+        prepare_data(config.data, config.sides_px, processes=1)
         return config
 
     return prepared_with

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from study.analysis import analysis
+from study.analysis import analyse
 from study.config import final_of
 from study.joining import NoStudy, join
 from study.predictions import read_predictions
@@ -83,7 +83,7 @@ def test_compare_says_what_the_logged_table_says_to_anybody(
     assert experiment is not None
     (parent,) = client.search_runs([experiment.experiment_id], "tags.role = 'study'")
     table = client.download_artifacts(parent.info.run_id, "test/predictions.csv.gz", str(tmp_path))
-    alone = analysis(read_predictions(Path(table)), folder.study_config().baselines)
+    alone = analyse(read_predictions(Path(table)), folder.study_config().baselines)
     assert json.loads(json.dumps(alone)) == found["analysis"]
     verdicts = [comparison["verdict"] for comparison in alone["comparisons"]]
     assert verdicts == ["too few seeds"] * 3

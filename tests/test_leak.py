@@ -10,7 +10,7 @@ import torch
 from deepfake.arms import arm_of, write_annotations
 from deepfake.config import DataConfig, DataError
 from deepfake.openforensics import read_faces
-from deepfake.prepare import load_prepared, prepare
+from deepfake.prepare import load_prepared, prepare_data
 from deepfake.splits import read_split
 from study.joining import join
 from study.leak import leak_of
@@ -29,7 +29,7 @@ def data_of(path: Path, n_photos: int = 30) -> DataConfig:
 
 def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(tmp_path: Path) -> None:
     data = data_of(tmp_path)
-    prepare(data)
+    prepare_data(data)
     write_annotations(data)
     seen = pd.concat([read_split(data.work_dir, split) for split in ("train", "val")])
     wanted = seen.sort_values("cutted_name", ignore_index=True)
@@ -38,17 +38,17 @@ def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(tmp_path: Pa
         assert of_arm.group_by == arm
         found = read_faces(of_arm.annotations).sort_values("cutted_name", ignore_index=True)
         pd.testing.assert_frame_equal(found, wanted)
-        prepare(of_arm)
+        prepare_data(of_arm)
         assert load_prepared(of_arm).summary.faces == len(wanted)
 
 
 def test_photos_are_whole_in_one_arm_and_cut_in_the_other(tmp_path: Path) -> None:
     data = data_of(tmp_path)
-    prepare(data)
+    prepare_data(data)
     write_annotations(data)
     shared = {}
     for arm in ("photo", "face"):
-        work_dir = prepare(arm_of(data, arm)).work_dir
+        work_dir = prepare_data(arm_of(data, arm)).work_dir
         train, val = (read_split(work_dir, split) for split in ("train", "val"))
         shared[arm] = set(train["image_id"]) & set(val["image_id"])
     assert shared["photo"] == set()
@@ -57,7 +57,7 @@ def test_photos_are_whole_in_one_arm_and_cut_in_the_other(tmp_path: Path) -> Non
 
 def test_what_cant_be_written_is_one_line(tmp_path: Path) -> None:
     data = data_of(tmp_path)
-    prepare(data)
+    prepare_data(data)
     (data.work_dir / "leak").touch()  # a file, where the folder would be
     with pytest.raises(DataError, match=r"leak: File exists; mend that"):
         write_annotations(data)

@@ -12,11 +12,11 @@ import yaml
 from deepfake.arms import arm_of, write_annotations
 from deepfake.audit import audit
 from deepfake.config import DataConfig, DataError
-from deepfake.prepare import load_prepared, prepare
+from deepfake.prepare import load_prepared, prepare_data
 from deepfake.splits import Opening, SplitClosed, read_split
 from deepfake.store import Faces
 from deepfake.timing import measure_data
-from study.analysis import analysis
+from study.analysis import analyse
 from study.config import public_yaml
 from study.load import load_config
 from study.predictions import read_predictions
@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """Prepared, with a store. Never written to."""
     folder = tmp_path_factory.mktemp("official")
     draw_four(folder)
-    prepare(config(folder), [32], processes=1)
+    prepare_data(config(folder), [32], processes=1)
     return config(folder)
 
 
@@ -75,7 +75,7 @@ def test_a_split_may_have_several_jsons(tmp_path: Path) -> None:
     more = draw_set(tmp_path, 3, "More", seed=900)
     both = config(tmp_path).model_dump()["annotations"]
     both["val"] = [*both["val"], more]
-    prepared = prepare(config(tmp_path, annotations=both), processes=1)
+    prepared = prepare_data(config(tmp_path, annotations=both), processes=1)
     assert prepared.summary.splits["val"] == {"real": 7, "fake": 11}
 
 
@@ -108,7 +108,7 @@ def test_another_split_of_the_same_json_is_other_data(data: DataConfig) -> None:
 def test_an_estimate_knows_the_faces_of_train_and_val(tmp_path: Path) -> None:
     draw_four(tmp_path)
     before = measure_data(config(tmp_path), [])
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     for amount in (before, measure_data(config(tmp_path), [])):
         assert (amount.train, amount.val, amount.faces) == (24, 12, 56)
 
@@ -119,7 +119,7 @@ def test_an_estimate_knows_the_faces_of_train_and_val(tmp_path: Path) -> None:
 def test_a_drawn_data_set_is_described_as_ever(tmp_path: Path) -> None:
     path = draw_set(tmp_path)
     drawn = DataConfig(annotations=[path], photos_dir=tmp_path, work_dir=tmp_path / "work")
-    prepared = prepare(drawn, processes=1)
+    prepared = prepare_data(drawn, processes=1)
     settings = json.loads((tmp_path / "work/prepared.json").read_text())["settings"]
     sha256 = settings.pop("annotations Train_poly.json sha256")
     assert list(settings.items()) == [
@@ -149,7 +149,7 @@ def test_a_training_photo_in_a_further_test_set_is_a_leak(tmp_path: Path) -> Non
     draw_four(tmp_path)
     photos = tmp_path / "Images/Train"
     shutil.copyfile(photos / "Train_poly3.jpg", photos / "Test-Challenge_poly1.jpg")
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     (leak,) = audit(config(tmp_path), processes=1).leaks
     assert (leak.kind, leak.later.split, leak.earlier.split) == (
         "pixels",
@@ -162,7 +162,7 @@ def test_a_training_photo_in_a_further_test_set_is_a_leak(tmp_path: Path) -> Non
 def test_two_test_sets_may_share_photos(tmp_path: Path) -> None:
     draw_four(tmp_path)
     draw_set(tmp_path, 6, JSONS["test-challenge"], seed=200, n_real=2)  # as those of test
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     found = audit(config(tmp_path), processes=1)
     assert (found.leaks, found.near_faces, found.photos) == ([], [], 32)
 
@@ -171,11 +171,11 @@ def test_the_price_of_a_leak_is_measured_on_splits_drawn_from_train_and_val(
     tmp_path: Path,
 ) -> None:
     draw_four(tmp_path)
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     write_annotations(config(tmp_path))
     for arm in ("photo", "face"):
         of_arm = arm_of(config(tmp_path), arm)
-        summary = prepare(of_arm, processes=1).summary
+        summary = prepare_data(of_arm, processes=1).summary
         assert list(summary.splits) == ["train", "val", "test"]
         assert (summary.real, summary.fake) == (16, 20)  # no face of a test set
 
@@ -274,7 +274,7 @@ def test_every_test_set_is_in_the_table_and_in_its_own_analysis(
     assert list(found["test_sets"]) == ["test-challenge"]
     baselines = study.study_config().baselines
     for analysed in (found["analysis"], found["test_sets"]["test-challenge"]):
-        alone = analysis(predictions, baselines, analysed["split"])
+        alone = analyse(predictions, baselines, analysed["split"])
         assert json.loads(json.dumps(alone)) == analysed
     challenge = found["test_sets"]["test-challenge"]
     assert (challenge["real"], challenge["fake"]) == (2, 6)

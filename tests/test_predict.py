@@ -14,7 +14,7 @@ from PIL import Image
 from deepfake.config import DataConfig, DataError
 from deepfake.export import ExportedModel, load_exported
 from deepfake.predict import BATCH_FACES, Prediction, Refused, predict
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.store import Faces
 from study.cli import main
 from tests.exported import draw_model
@@ -67,7 +67,7 @@ def test_a_face_of_the_data_set_has_the_probability_that_its_row_of_the_store_ha
         work_dir=tmp_path / "faces",
         margin=margin,
     )
-    prepare(data, sides=[32], processes=1)
+    prepare_data(data, sides=[32], processes=1)
     draw_model(tmp_path / "model", margin=margin)
     model = load_exported(tmp_path / "model", CPU)
     for split in ("train", "val"):

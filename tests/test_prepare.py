@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from deepfake.config import DataConfig, DataError
-from deepfake.prepare import NotPrepared, Prepared, load_prepared, prepare
+from deepfake.prepare import NotPrepared, Prepared, load_prepared, prepare_data
 from deepfake.store import Faces, store_path
 from tests.photos import draw_set, face, write_json
 
@@ -39,7 +39,7 @@ def drawn(tmp_path_factory):
 def done(drawn, tmp_path_factory):
     """The same, prepared. Never written to."""
     work_dir = tmp_path_factory.mktemp("done") / "work"
-    prepare(config(drawn, work_dir=work_dir), processes=1)
+    prepare_data(config(drawn, work_dir=work_dir), processes=1)
     return work_dir
 
 
@@ -75,7 +75,7 @@ def test_photos_and_json_become_tables_crops_and_counts(tmp_path):
         face(26, 0, 0, [-1, 0, 20, 20]),
     ]
     path.write_text(json.dumps(content))
-    prepared = prepare(config(tmp_path), processes=1)
+    prepared = prepare_data(config(tmp_path), processes=1)
     work_dir, summary = tmp_path / "work", prepared.summary
     assert prepared.work_dir == work_dir
     assert (summary.photos, summary.faces, summary.real, summary.fake) == (12, 25, 13, 12)
@@ -122,7 +122,7 @@ def test_the_hashes_are_those_of_the_files(done, drawn):
 
 
 def test_prepare_returns_what_load_prepared_reads(data):
-    prepared = prepare(data, processes=1)
+    prepared = prepare_data(data, processes=1)
     assert isinstance(prepared, Prepared)
     assert prepared == load_prepared(data)
 
@@ -131,14 +131,16 @@ def test_preparing_again_touches_nothing_and_reads_no_photo(data, tmp_path):
     before = stamps(data.work_dir)
     told = []
     without_photos = data.model_copy(update={"photos_dir": tmp_path / "gone"})
-    prepare(without_photos, processes=1, progress=lambda *now: told.append(now))
+    prepare_data(without_photos, processes=1, progress=lambda *now: told.append(now))
     assert stamps(data.work_dir) == before
     assert told == []
 
 
 def test_stores_are_built_for_the_sides_asked_for(data):
     told = []
-    prepared = prepare(data, sides=(32, 48), processes=1, progress=lambda *now: told.append(now))
+    prepared = prepare_data(
+        data, sides=(32, 48), processes=1, progress=lambda *now: told.append(now)
+    )
     assert told == [("store 32 px", 24, 24), ("store 48 px", 24, 24)]
     assert store_path(data.work_dir, 48).is_file()
     assert len(Faces.load(data.work_dir, "train", 32)) == sum(
@@ -150,7 +152,7 @@ def test_stores_are_built_for_the_sides_asked_for(data):
 def test_a_lost_file_is_made_again_byte_for_byte(data, lost):
     before = files(data.work_dir)
     (data.work_dir / lost).unlink()
-    prepare(data, processes=1)
+    prepare_data(data, processes=1)
     assert files(data.work_dir) == before
 
 
@@ -196,7 +198,7 @@ def test_bad_input_is_one_line_and_leaves_not_even_the_folder(tmp_path, spoil, w
     folder = tmp_path / "photos"
     spoil(draw_set(folder))
     with pytest.raises(DataError, match=words) as caught:
-        prepare(config(folder), processes=1)
+        prepare_data(config(folder), processes=1)
     assert "\n" not in str(caught.value)
     assert not (folder / "work").exists()
 
@@ -213,7 +215,7 @@ def test_bad_input_is_one_line_and_leaves_not_even_the_folder(tmp_path, spoil, w
         ),
     ],
 )
-@pytest.mark.parametrize("command", [prepare, load_prepared])
+@pytest.mark.parametrize("command", [prepare_data, load_prepared])
 def test_a_work_dir_made_with_other_settings_is_refused_by_name(data, changes, words, command):
     before = files(data.work_dir)
     with pytest.raises(DataError) as caught:
@@ -226,10 +228,10 @@ def test_a_work_dir_made_with_other_settings_is_refused_by_name(data, changes, w
 
 def test_a_work_dir_made_from_another_json_is_refused_by_name(tmp_path):
     path = draw_set(tmp_path)
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     path.write_text(path.read_text() + " ")
     with pytest.raises(DataError, match=r"data\.annotations Train_poly\.json sha256 was \w+ and"):
-        prepare(config(tmp_path), processes=1)
+        prepare_data(config(tmp_path), processes=1)
     more = draw_set(tmp_path, stem="More")
     both = config(tmp_path, annotations=[path, more])
     with pytest.raises(DataError, match=r"More\.json sha256 was absent and is now"):
@@ -248,21 +250,21 @@ def test_an_interrupted_work_dir_is_not_continued_with_other_settings(data):
     (data.work_dir / "prepared.json").unlink()
     (data.work_dir / "preparing.json").write_text(json.dumps(settings))
     with pytest.raises(DataError, match=r"data\.seed was 0 and is now 5"):
-        prepare(data.model_copy(update={"seed": 5}), processes=1)
+        prepare_data(data.model_copy(update={"seed": 5}), processes=1)
     with pytest.raises(NotPrepared, match="run deepfake-study prepare"):
         load_prepared(data)
-    assert prepare(data, processes=1).summary.faces == 24
+    assert prepare_data(data, processes=1).summary.faces == 24
     assert not (data.work_dir / "preparing.json").exists()
 
 
 def test_crops_of_unknown_settings_are_not_taken_over(data):
     (data.work_dir / "prepared.json").unlink()
     with pytest.raises(DataError, match="made from unknown settings"):
-        prepare(data, processes=1)
+        prepare_data(data, processes=1)
 
 
 @pytest.mark.parametrize("name", ["splits.csv", "faces.csv"])
-@pytest.mark.parametrize("command", [prepare, load_prepared])
+@pytest.mark.parametrize("command", [prepare_data, load_prepared])
 def test_an_edited_table_is_refused_and_stays_as_it_is(data, name, command):
     path = data.work_dir / name
     edited = path.read_text().replace("train", "val").replace(",1,", ",0,")
@@ -287,7 +289,7 @@ def test_an_empty_work_dir_is_not_prepared(drawn, tmp_path):
 def test_a_work_dir_that_cannot_be_made_is_one_line(drawn, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/work: Not a directory.*data\.work_dir"):
-        prepare(config(drawn, work_dir=tmp_path / "file/work"), processes=1)
+        prepare_data(config(drawn, work_dir=tmp_path / "file/work"), processes=1)
 
 
 def test_photos_that_are_all_unreadable_are_one_line(tmp_path):
@@ -295,7 +297,7 @@ def test_photos_that_are_all_unreadable_are_one_line(tmp_path):
     write_json(tmp_path / "Train_poly.json", ["a.jpg"] * 12, faces)
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(DataError, match=r"0 photos with a usable face .*dropped\.csv"):
-        prepare(config(tmp_path), processes=1)
+        prepare_data(config(tmp_path), processes=1)
 
 
 PREPARE = """
@@ -307,12 +309,12 @@ def tell(stage, done, total):
 
 if __name__ == "__main__":
     from deepfake.config import DataConfig
-    from deepfake.prepare import prepare
+    from deepfake.prepare import prepare_data
 
     folder, work_dir, processes = sys.argv[1:]
     data = DataConfig(annotations=[Path(folder, "Train_poly.json")], photos_dir=folder,
                       work_dir=work_dir)
-    print(prepare(data, processes=int(processes), progress=tell).splits_sha256, flush=True)
+    print(prepare_data(data, processes=int(processes), progress=tell).splits_sha256, flush=True)
 """
 
 
@@ -341,14 +343,14 @@ def test_a_disk_too_small_for_the_stores_is_said_before_anything_is_cut(tmp_path
     draw_set(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     with pytest.raises(DataError, match=r"the stores need 3\.6 MB \(224 px 3\.6 MB\), 0\.0 MB"):
-        prepare(config(tmp_path), sides=[224], processes=1)  # 24 * 224 * 224 * 3
+        prepare_data(config(tmp_path), sides=[224], processes=1)  # 24 * 224 * 224 * 3
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow
 def test_killed_while_cutting_and_run_again_it_gives_the_same_bytes(tmp_path):
     draw_set(tmp_path, n_photos=1000)
-    prepare(config(tmp_path, work_dir=tmp_path / "whole"), processes=1)
+    prepare_data(config(tmp_path, work_dir=tmp_path / "whole"), processes=1)
     killed = start(tmp_path / "prepare.py", tmp_path, tmp_path / "work", 2)
     assert killed.stdout.readline() == "crops 16 1000\n"
     killed.send_signal(signal.SIGKILL)
@@ -359,6 +361,6 @@ def test_killed_while_cutting_and_run_again_it_gives_the_same_bytes(tmp_path):
     assert 32 <= n_cut < 2000  # killed in the middle indeed
     kept = {path: path.stat().st_mtime_ns for path in crops.glob("*.jpg")}
     (crops / "Train_poly_999_1999.jpg.1.tmp").write_bytes(b"half")
-    prepare(config(tmp_path), processes=1)
+    prepare_data(config(tmp_path), processes=1)
     assert files(tmp_path / "work") == files(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

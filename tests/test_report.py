@@ -14,7 +14,7 @@ import yaml
 from deepfake.config import Hyperparameters, UserError, Variant
 from scripts.benches.filled import EPOCHS, filled_study
 from study import charts
-from study.analysis import analysis
+from study.analysis import analyse
 from study.config import Space, StudyConfig
 from study.gallery import PICTURES
 from study.joining import create_or_join
@@ -159,7 +159,7 @@ class TestStages:
         slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
         for loss in (0.9, 0.8, 0.7, 0.6):
             finish(slots, loss)
-        found = analysis(table(seeds=3), slots.config.baselines, resamples=50)
+        found = analyse(table(seeds=3), slots.config.baselines, resamples=50)
         whole = evaluation(slot=7) | {"analysis": found, "diagnostics": [], "left_out": []}
         (one,) = whole["finalists"]
         models = [m for m in found["models"] if m["role"] != "diagnostic"]

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from study.inputs import Inputs
 from study.joining import create_or_join
 from study.load import load_config
@@ -174,7 +174,7 @@ def test_new_begins_a_fresh_study_beside_the_old_one(
     folder = Folder(tmp_path, 24, "study.n_trials=3", "train.max_epochs=1")
     monkeypatch.chdir(tmp_path)
     config = load_config(folder.config, folder.overrides)
-    inputs = Inputs.load(config, prepare(config.data, config.sides_px))
+    inputs = Inputs.load(config, prepare_data(config.data, config.sides_px))
     create_or_join(config, study_fingerprint(config, inputs))
     before = folder.json("status")
     done = folder.run("run", "--new")

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from deepfake.checkpoint import CheckpointError
 from deepfake.config import ConfigError, UserError
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from study import worker
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig
@@ -53,7 +53,7 @@ def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Study
         "study.n_trials=3",
         "study.max_failed=3",
     )
-    prepare(made.data, made.sides_px)
+    prepare_data(made.data, made.sides_px)
     return made
 
 
@@ -82,7 +82,7 @@ def statuses(config: StudyConfig) -> dict[str, str]:
 def test_a_slot_that_was_lost_before_it_drew_its_parameters_is_another_workers(
     config: StudyConfig,
 ) -> None:
-    inputs = Inputs.load(config, prepare(config.data, config.sides_px))
+    inputs = Inputs.load(config, prepare_data(config.data, config.sides_px))
     own = config.model_copy(update={"study": config.study.model_copy(update={"n_trials": 4})})
     slots = create_or_join(own, study_fingerprint(own, inputs))
     for _ in range(4):  # the baselines', then one that draws

@@ -15,7 +15,7 @@ from deepfake.features import Features, ensure_features
 from deepfake.fit import Feed, fit
 from deepfake.models import build_head, build_model, frozen_backbone
 from deepfake.parallel import available_cores
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.sample import draw_sample
 from deepfake.store import Faces
 
@@ -42,7 +42,7 @@ def bench() -> list[Row]:
         data = DataConfig(
             annotations=(annotations,), photos_dir=folder, work_dir=folder / "work", seed=0
         )
-        work_dir = prepare(data, sides=(SIDE_PX,)).work_dir
+        work_dir = prepare_data(data, sides=(SIDE_PX,)).work_dir
         train, val = (Faces.load(work_dir, split, SIDE_PX) for split in ("train", "val"))
         backbone = frozen_backbone(None)
         started = time.perf_counter()

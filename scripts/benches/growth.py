@@ -22,7 +22,7 @@ from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.features import Features, ensure_features
 from deepfake.fit import Feed, train_one_epoch
 from deepfake.models import build_head, build_model, frozen_backbone
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.store import Faces, ensure_store
 from study.config import StudyConfig
 from study.joining import create_or_join, join
@@ -98,7 +98,7 @@ def _data_costs(photos: int) -> Costs:
                 annotations=(folder / "Train_poly.json",), photos_dir=folder, work_dir=work_dir
             )
             started = time.perf_counter()
-            prepared = prepare(data, processes=2)
+            prepared = prepare_data(data, processes=2)
             seconds.append(time.perf_counter() - started)
         store = [
             _seconds(lambda w=work: ensure_store(w, STORE_PX, prepared.crops_sha256))

@@ -19,7 +19,7 @@ from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.fit import train_one_epoch
 from deepfake.models import build_model
 from deepfake.parallel import available_cores
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.sample import draw_sample
 from deepfake.store import Faces
 
@@ -143,4 +143,4 @@ def _config(variant: Variant, threads: int) -> TrainConfig:
 def _prepared(folder: Path) -> Path:
     annotations = draw_sample(folder, PHOTOS, 0, available_cores())
     data = DataConfig(annotations=(annotations,), photos_dir=folder, work_dir=folder / "work")
-    return prepare(data, sides=tuple(SIDES.values())).work_dir
+    return prepare_data(data, sides=tuple(SIDES.values())).work_dir

@@ -13,7 +13,7 @@ from PIL import Image
 from benches.photos import draw_photos
 from benches.table import Row
 from deepfake.config import DataConfig
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 
 PHOTOS, ROUNDS, PROCESSES = 3200, 2, 2
 REPORTS_SHARE = 16  # of the photos, one in so many is cut the report's way: it takes long
@@ -34,7 +34,7 @@ def bench() -> list[Row]:
         for _ in range(ROUNDS):
             bare.append(_seconds(lambda: _decode_all(photos)))
             shutil.rmtree(folder / "work", ignore_errors=True)
-            ours.append(_seconds(lambda: prepare(data, processes=PROCESSES)))
+            ours.append(_seconds(lambda: prepare_data(data, processes=PROCESSES)))
             seconds = _seconds(lambda: _as_the_report(folder, of_report))
             reports.append(seconds / len(of_report) * faces)
     usual, own = faces / statistics.median(reports), faces / statistics.median(ours)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.fit import fit
 from deepfake.models import build_model, load_weights
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.sample import draw_sample
 from deepfake.seeds import derive_seed
 from deepfake.store import Faces
@@ -80,7 +80,7 @@ def main() -> None:
         annotations = draw_sample(Path(name), PHOTOS, SEED, arguments.processes)
         work_dir = Path(name, "work")
         data = DataConfig(annotations=(annotations,), photos_dir=Path(name), work_dir=work_dir)
-        prepare(data, sides=(SIDE_PX,))
+        prepare_data(data, sides=(SIDE_PX,))
         one = partial(record, work_dir=work_dir, weights=arguments.weights)
         with get_context("spawn").Pool(arguments.processes) as pool:
             for row in pool.imap_unordered(one, todo):

@@ -15,7 +15,7 @@ from deepfake.fit import fit
 from deepfake.metrics import measure
 from deepfake.models import build_model
 from deepfake.parallel import available_cores
-from deepfake.prepare import prepare
+from deepfake.prepare import prepare_data
 from deepfake.sample import draw_sample
 from deepfake.store import Faces
 
@@ -85,7 +85,7 @@ def _prepared(folder: Path, photos: int, seed: int, side: int | None = None) -> 
     data = DataConfig(
         annotations=(annotations,), photos_dir=folder, work_dir=folder / "work", seed=seed
     )
-    prepare(data, sides=() if side is None else (side,))
+    prepare_data(data, sides=() if side is None else (side,))
     return data
 
 
