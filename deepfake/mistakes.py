@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from deepfake.config import JSONS, JSONS_BY_SPLIT, ConfigError, Frozen
+from deepfake.config import JSONS, JSONS_BY_SPLIT, ConfigError
 
 UNION_MEMBERS = ("number", "range", JSONS, JSONS_BY_SPLIT)  # in pydantic's errors; no keys
 
@@ -114,7 +114,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def known_keys(
-    model: type[Frozen], apart: tuple[type[Frozen], ...] = (), prefix: str = ""
+    model: type[BaseModel], apart: tuple[type[BaseModel], ...] = (), prefix: str = ""
 ) -> Iterator[str]:
     """Every dotted key of a section, and of those within it. apart: sections in another file."""
     for name, field in model.model_fields.items():
@@ -124,8 +124,8 @@ def known_keys(
                 yield from known_keys(section, apart, f"{prefix}{name}.")
 
 
-def _sections_in(annotation: object) -> Iterator[type[Frozen]]:
-    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         return
     for part in get_args(annotation):
