@@ -6,9 +6,11 @@ from typing import Literal
 
 import pandas as pd
 
-from deepfake.config import FAKE, REAL, SEEN, DataConfig, DataError
+from deepfake.config import FAKE, REAL, SEEN, DataConfig
+from deepfake.errors import DataError
+from deepfake.files import write_whole
 from deepfake.openforensics import PHOTO
-from deepfake.splits import read_split, write_whole
+from deepfake.splits import read_split
 
 Arm = Literal["photo", "face"]
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from deepfake.config import SEEN, DataConfig, DataError, Split
+from deepfake.config import SEEN, DataConfig, Split
 from deepfake.crops import find_photos
+from deepfake.errors import DataError
 from deepfake.likeness import NEAR_BITS, nearest
 from deepfake.openforensics import PHOTO
 from deepfake.parallel import Progress

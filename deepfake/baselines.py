@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from deepfake.config import ConfigError, Frozen, Hyperparameters
-from deepfake.mistakes import explain, known_keys, read_yaml
+from deepfake.config import Frozen, Hyperparameters
+from deepfake.errors import ConfigError, explain, known_keys, read_yaml
 
 
 class Figures(Frozen):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 log = logging.getLogger(__name__)
 

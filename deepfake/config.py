@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from deepfake.errors import JSONS, JSONS_BY_SPLIT
+
 REAL, FAKE = 0, 1  # category_id in OpenForensics 1.0.0; FAKE is the positive class everywhere
 LABELS = ("real", "fake")  # LABELS[category_id]
 
@@ -27,18 +29,6 @@ Split = str  # one of SPLITS, or a further test set's name
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # those of every data set
 SEEN: tuple[Split, ...] = ("train", "val")  # every other split is a test set, closed to workers
 _TEST_SET = re.compile(r"test[a-z0-9-]*")
-
-
-class UserError(ValueError):
-    """What a user can mend: one line that names the place, the value and the way out."""
-
-
-class ConfigError(UserError):
-    """A setting is wrong; the message names its dotted key."""
-
-
-class DataError(UserError):
-    """A file of the data is wrong; the message names the file and the row or id."""
 
 
 class Frozen(BaseModel):
@@ -79,7 +69,6 @@ class Fractions(Frozen):
 
 
 _Jsons = Annotated[tuple[AbsolutePath, ...], Field(min_length=1)]
-JSONS, JSONS_BY_SPLIT = "list of JSONs", "JSONs by split"  # told apart first, for the errors' sake
 
 
 def _list_or_mapping(value: object) -> str:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as vision
 from deepfake.config import TrainConfig
 from deepfake.fit import evaluate
 from deepfake.jpeg import jpeg
-from deepfake.precision import full_precision
+from deepfake.reproducibility import full_precision
 from deepfake.store import Faces
 
 VERSION = 1  # raised when the same corruption gives other pixels: stored features are of one

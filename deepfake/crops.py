@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
 from deepfake.openforensics import resolve_photos
 from deepfake.parallel import Progress, in_parallel
 

@@ -13,11 +13,12 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from deepfake.config import DataError, Split
+from deepfake.config import Split
 from deepfake.corruptions import VERSION
+from deepfake.errors import DataError
 from deepfake.models import MOBILENET_FEATURES, state_dict_sha256
 from deepfake.parallel import Progress
-from deepfake.precision import full_precision
+from deepfake.reproducibility import full_precision
 from deepfake.room import store_path
 from deepfake.rows import Rows, writing
 from deepfake.store import Change, Faces, epoch_order, normalise, stored_rows

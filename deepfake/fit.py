@@ -17,9 +17,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepfake.config import TrainConfig
 from deepfake.metrics import accuracy, cross_entropy, predict
-from deepfake.precision import autocast, set_precision
+from deepfake.reproducibility import autocast, derive_seed, set_precision
 from deepfake.saving import Saving, Unwanted
-from deepfake.seeds import derive_seed
 
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
 _INIT = 2**31  # in the place of an epoch, for the seed of the initial weights

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepfake.precision import full_precision
+from deepfake.reproducibility import full_precision
 
 # ITU-T T.81, annex K: what libjpeg scales by quality
 _LUMA = (

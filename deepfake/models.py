@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from deepfake.config import ConfigError, TrainConfig
+from deepfake.config import TrainConfig
+from deepfake.errors import ConfigError
 
 CNN_CHANNELS = (32, 64, 128, 256, 512)  # the report's five blocks
 CNN_HIDDEN = 1024

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from deepfake.config import FAKE, REAL, DataError
+from deepfake.config import FAKE, REAL
+from deepfake.errors import DataError
 
 COLUMNS = ("id_x", "image_id", "category_id", "bbox", "file_name", "cutted_name", "source")
 PHOTO = ("source", "image_id")  # what identifies a photo: ids are unique only within one JSON

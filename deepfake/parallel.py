@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepfake.config import FAKE, LABELS, REAL, DataError
+from deepfake.config import FAKE, LABELS, REAL
 from deepfake.crops import UNREADABLE, cause_of, crop_box, encoded, read_photo
+from deepfake.errors import DataError
 from deepfake.export import ExportedModel, ModelInfo
 from deepfake.openforensics import read_faces
 from deepfake.store import resized

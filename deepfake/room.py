@@ -1,11 +1,11 @@
 """Where the stores lie, and whether the disk has room for them; light: no torch."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
+from deepfake.files import free_bytes, size_text
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +55,3 @@ def _free_bytes(work_dir: Path, sides: Sequence[int]) -> int:
     unfinished = [unfinished_path(store_path(work_dir, side)) for side in sides]
     held = sum(path.stat().st_blocks * 512 for path in unfinished if path.exists())
     return free_bytes(store_path(work_dir, 0).parent) + held  # may be a link to another disk
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the disk that folder is on, or will be."""
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    return shutil.disk_usage(there).free
-
-
-def size_text(n_bytes: int) -> str:
-    """1.2 GB, or 3.4 MB."""
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
 
 
 class Rows:

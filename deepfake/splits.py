@@ -1,7 +1,5 @@
 """Faces table -> splits.csv: drawn, grouped by photo, balanced by label; or as the JSONs say."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from deepfake.config import (
-    FAKE,
-    LABELS,
-    SEEN,
-    SPLITS,
-    DataConfig,
-    DataError,
-    Fractions,
-    Split,
-)
+from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
+from deepfake.errors import DataError
+from deepfake.files import write_whole
 from deepfake.openforensics import COLUMNS, PHOTO
 
 FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
@@ -206,21 +197,6 @@ def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """The same table gives the same bytes on every machine."""
     write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either there whole or not at all, even after a power cut."""
-    unfinished = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:

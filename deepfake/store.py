@@ -14,19 +14,13 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from deepfake.config import DataError, Split
+from deepfake.config import Split
+from deepfake.errors import DataError
+from deepfake.files import sha256_of, write_whole
 from deepfake.parallel import Progress, available_cores
 from deepfake.room import check_room, meta_path, store_path, unfinished_path
 from deepfake.rows import Rows, writing
-from deepfake.splits import (
-    SPLITS_CSV,
-    Opening,
-    ordered,
-    read_split,
-    read_splits_csv,
-    sha256_of,
-    write_whole,
-)
+from deepfake.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

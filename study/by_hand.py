@@ -5,8 +5,8 @@ import re
 
 from pydantic import ValidationError
 
-from deepfake.config import ConfigError, Hyperparameters
-from deepfake.mistakes import SYNONYMS, explain
+from deepfake.config import Hyperparameters
+from deepfake.errors import SYNONYMS, ConfigError, explain
 from study.config import Range, Space, StudyConfig, flattened
 from study.mismatch import StudyMismatch, refuse_other
 from study.slots import Slots

@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 from packaging.requirements import Requirement
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
+from deepfake.files import free_bytes, sha256_of, size_text
 from deepfake.parallel import Progress, available_cores
 from deepfake.prepare import CROPS, MANIFEST, WAY_OUT, Prepared, hash_crops, load_prepared
-from deepfake.room import free_bytes, meta_path, size_text, store_path
-from deepfake.splits import SPLITS_CSV, ordered, read_splits_csv, sha256_of
+from deepfake.room import meta_path, store_path
+from deepfake.splits import SPLITS_CSV, ordered, read_splits_csv
 from deepfake.store import pixels_of
 from study.config import StudyConfig
 from study.connection import sqlite_path

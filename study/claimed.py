@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from deepfake.seeds import derive_seed
+from deepfake.reproducibility import derive_seed
 from study.records import Rerun
 
 _FINAL = 2**32 + 1  # no slot's number

@@ -90,7 +90,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
-    from deepfake.config import UserError
+    from deepfake.errors import UserError
     from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
     from study.live import progress_bars
@@ -664,7 +664,7 @@ def export(
     """Prove a slot and keep its model: a folder that `predict` takes, and MLflow's registry."""
     from dataclasses import asdict
 
-    from deepfake.config import UserError
+    from deepfake.errors import UserError
     from study.device import pick_device
     from study.joining import join
     from study.keep import keep
@@ -775,7 +775,7 @@ def gc(
     """Remove weights and checkpoints nobody needs; never of baselines, finalists, the best."""
     from dataclasses import asdict
 
-    from deepfake.config import UserError
+    from deepfake.errors import UserError
     from study.gc import collect
     from study.tables import gc_table
 
@@ -833,8 +833,7 @@ def _mendable(error: Exception) -> str | None:
     """The one line of what a user can mend; None for what only we can."""
     if isinstance(error, typer.TyperException):
         return _of_arguments(error)
-    from deepfake.config import UserError
-    from deepfake.mistakes import of_machine
+    from deepfake.errors import UserError, of_machine
 
     return str(error) if isinstance(error, UserError) else of_machine(error)
 

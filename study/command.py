@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 # exit codes that a worker chose; any other is a death, and another worker takes its place
 CHOSEN = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)

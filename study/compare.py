@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deepfake.baselines import FIGURES
-from deepfake.config import FAKE, LABELS, UserError
+from deepfake.config import FAKE, LABELS
+from deepfake.errors import UserError
 from deepfake.prepare import Prepared, load_prepared
 from study.config import StudyConfig, fingerprint
 from study.records import SlotRecord, best_of

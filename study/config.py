@@ -30,10 +30,10 @@ from deepfake.config import (
     TrainConfig,
     TrainSettings,
     Unset,
-    UserError,
     Variant,
     absolute,
 )
+from deepfake.errors import UserError
 
 if TYPE_CHECKING:  # scikit-learn comes with it
     from deepfake.prepare import Prepared

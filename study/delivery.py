@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.config import StudyConfig, TrackingError
 from study.connection import sqlite_path
 from study.joining import join

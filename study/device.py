@@ -2,7 +2,7 @@
 
 import torch
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 
 def pick_device(name: str | None) -> torch.device:

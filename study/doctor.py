@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from deepfake.parallel import Progress
 from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages

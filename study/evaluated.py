@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from study.predictions import (
-    Role,
-)
+from study.predictions import Role
 from study.proof import Proof
 from study.robustness import Row
 

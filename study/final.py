@@ -17,16 +17,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from deepfake.config import SPLITS, Split, UserError
+from deepfake.config import SPLITS, Split
 from deepfake.corruptions import SUITE
+from deepfake.errors import UserError
+from deepfake.files import sha256_of
 from deepfake.fit import EVAL_BATCHES, evaluate
 from deepfake.metrics import ConfusionMatrix, confusion_matrix, cross_entropy, intervals, measure
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.openforensics import PHOTO
 from deepfake.parallel import Progress
-from deepfake.precision import set_precision
 from deepfake.prepare import load_prepared
-from deepfake.splits import Opening, sha256_of
+from deepfake.reproducibility import set_precision
+from deepfake.splits import Opening
 from deepfake.store import Faces
 from study.analysis import analyse
 from study.config import StudyConfig
@@ -38,12 +40,7 @@ from study.figures import confusion_figure, corruptions_figure
 from study.finals import Contender, incumbents, of_search
 from study.inputs import Inputs
 from study.objective import hardware
-from study.predictions import (
-    Finalist,
-    prediction_rows,
-    read_predictions,
-    write_predictions,
-)
+from study.predictions import Finalist, prediction_rows, read_predictions, write_predictions
 from study.proof import prove
 from study.records import SlotRecord
 from study.robustness import Row, falls_of, first_seeds, write_corruptions

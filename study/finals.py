@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.config import final_of, has_reruns_alone
 from study.joining import create_or_join
 from study.predictions import Role

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.config import StudyConfig, redact
 from study.mismatch import refuse_other
 from study.pruner import PeerMedianPruner

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 log = logging.getLogger(__name__)
 

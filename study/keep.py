@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deepfake.calibration import choose_threshold, fit_temperature
-from deepfake.config import TrainSettings, UserError
+from deepfake.config import TrainSettings
+from deepfake.errors import UserError
 from deepfake.export import (
     CARD,
     MODEL_JSON,
@@ -23,17 +24,11 @@ from deepfake.export import (
     write_onnx,
 )
 from deepfake.fit import evaluate
-from deepfake.metrics import (
-    confusion_matrix,
-    cross_entropy,
-    fake_probability,
-    intervals,
-    measure,
-)
+from deepfake.metrics import confusion_matrix, cross_entropy, fake_probability, intervals, measure
 from deepfake.models import count_parameters
 from deepfake.openforensics import PHOTO
 from deepfake.parallel import Progress
-from deepfake.precision import full_precision
+from deepfake.reproducibility import full_precision
 from deepfake.store import Faces
 from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig

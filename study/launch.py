@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.command import MAX_RESTARTS, POLL_S, SLACK_S, WorkerCommand, as_shell, is_death, new_log
 from study.lookout import Lookout
 from study.stop import StopSignal

@@ -9,7 +9,7 @@ import torch
 
 from deepfake.arms import Arm, arm_of, write_annotations
 from deepfake.bootstrap import draw_photos, percentiles
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from deepfake.prepare import Prepared, load_prepared
 from study.analysis import measure_all
 from study.config import StudyConfig, leak_name

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepfake.baselines import Baselines, load_baselines
-from deepfake.config import ConfigError, absolute
-from deepfake.mistakes import explain, known_keys, parse_yaml, read_yaml
+from deepfake.config import absolute
+from deepfake.errors import ConfigError, explain, known_keys, parse_yaml, read_yaml
 from study.config import StudyConfig
 
 KNOWN = sorted(set(known_keys(StudyConfig, apart=(Baselines,))))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 
 class StudyMismatch(UserError):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.command import (
     MAX_RESTARTS,
     POLL_S,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import (
 )
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 log = logging.getLogger(__name__)
 

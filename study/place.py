@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from deepfake.parallel import available_cores
 from study.command import WorkerCommand
 from study.config import StudyConfig

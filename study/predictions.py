@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from deepfake.config import FAKE, LABELS, REAL, UserError
+from deepfake.config import FAKE, LABELS, REAL
+from deepfake.errors import UserError
 from deepfake.openforensics import PHOTO
 
 Role = Literal["baseline", "candidate", "diagnostic"]

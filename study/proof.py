@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from deepfake.config import TrainConfig, UserError
+from deepfake.config import TrainConfig
+from deepfake.errors import UserError
 from study.config import OBJECTIVES
 from study.records import SlotRecord
 

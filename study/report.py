@@ -14,7 +14,8 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from deepfake.baselines import FIGURES, Baseline
-from deepfake.config import LABELS, UserError
+from deepfake.config import LABELS
+from deepfake.errors import UserError
 from deepfake.prepare import Prepared, load_prepared
 from study import charts
 from study.compare import compare, refuse_other_settings

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from deepfake.checkpoint import check_writable
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from deepfake.models import load_weights
 from deepfake.prepare import Prepared
 from study.by_hand import is_stopped

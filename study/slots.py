@@ -12,7 +12,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from deepfake.config import Hyperparameters, UserError
+from deepfake.config import Hyperparameters
+from deepfake.errors import UserError
 from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.claimed import Slot, lost, lost_if_finished
 from study.config import StudyConfig, has_reruns_alone

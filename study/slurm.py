@@ -23,14 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from study.command import (
-    MAX_RESTARTS,
-    POLL_S,
-    ExtraMissing,
-    WorkerCommand,
-    as_shell,
-    is_death,
-)
+from study.command import MAX_RESTARTS, POLL_S, ExtraMissing, WorkerCommand, as_shell, is_death
 from study.slurm_options import SlurmError, parameters, parse_options
 
 if TYPE_CHECKING:

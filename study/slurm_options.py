@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.command import CHOSEN, ExtraMissing, WorkerCommand
 
 DEFAULT_TIME_MIN = 60  # of a job; its array task is requeued and goes on

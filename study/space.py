@@ -7,7 +7,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
 from deepfake.config import Hyperparameters
-from deepfake.seeds import derive_seed
+from deepfake.reproducibility import derive_seed
 from study.config import Range, Space
 
 

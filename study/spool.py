@@ -31,7 +31,7 @@ from study.origin import source_tags
 from study.records import State
 
 if TYPE_CHECKING:
-    from study.machine import Machine  # which imports mlflow
+    from study.machine import Machine
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from deepfake.room import size_text
+from deepfake.files import size_text
 from study.eta import duration
 from study.live import COLOURS, trial_line
 from study.records import STATES, SlotRecord, best_of
 
 if TYPE_CHECKING:
     from deepfake.audit import Audit
-    from deepfake.prepare import Summary  # pandas and scikit-learn: `status` does without
+    from deepfake.prepare import Summary
     from study.doctor import Diagnosis
     from study.estimate import Estimate
     from study.gc import Collected

@@ -8,12 +8,7 @@ import plotly.graph_objects as go
 from deepfake.config import Variant
 from deepfake.metrics import MIN_REALS
 from study.config import TrackingError
-from study.diagrams import (
-    curve_figures,
-    differences_figure,
-    incumbents_figure,
-    standing_figure,
-)
+from study.diagrams import curve_figures, differences_figure, incumbents_figure, standing_figure
 from study.exhibits import logged_exhibits
 from study.sentences import headline
 from study.tracking import Tracker

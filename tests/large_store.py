@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deepfake.files import sha256_of
 from deepfake.room import meta_path, store_path
 from deepfake.rows import writing
-from deepfake.splits import sha256_of, write_csv
+from deepfake.splits import write_csv
 
 FACES, SIDE_PX = 150_000, 224
 STOPS = {"train": 105_000, "val": 127_500, "test": FACES}

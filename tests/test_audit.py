@@ -14,7 +14,8 @@ from PIL import Image
 
 from deepfake import audit as audit_module
 from deepfake.audit import Audit, audit
-from deepfake.config import SPLITS, DataConfig, DataError, Split
+from deepfake.config import SPLITS, DataConfig, Split
+from deepfake.errors import DataError
 from deepfake.openforensics import COLUMNS
 from deepfake.prepare import NotPrepared, prepare_data
 from deepfake.sample import draw_sample

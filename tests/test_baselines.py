@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from deepfake.baselines import load_baselines
-from deepfake.config import ConfigError, TrainSettings
+from deepfake.config import TrainSettings
+from deepfake.errors import ConfigError
 
 BASELINES = Path(__file__).parents[1] / "configs" / "baselines.yaml"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deepfake.config import ConfigError
+from deepfake.errors import ConfigError
 from study.by_hand import (
     check_stopped,
     check_trials,

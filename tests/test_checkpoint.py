@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepfake.checkpoint import CheckpointError, Checkpoints, check_writable
-from deepfake.config import UserError
+from deepfake.errors import UserError
 
 N = 4096  # weights: 16 KB, most of a file
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepfake.config import ConfigError, Hyperparameters
+from deepfake.config import Hyperparameters
+from deepfake.errors import ConfigError
 from deepfake.prepare import Prepared, Summary
 from study.config import Range, StudyConfig, fingerprint, public_yaml
 from study.load import load_config

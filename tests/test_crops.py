@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from deepfake import crops
-from deepfake.config import DataError
 from deepfake.crops import crop_box, cut_faces
+from deepfake.errors import DataError
 from deepfake.openforensics import read_faces
 from tests.photos import SIZE, draw_photo, draw_set, face, write_json
 

@@ -5,12 +5,7 @@ from typing import Any
 import pytest
 
 from study.charts import COLOURS
-from study.diagrams import (
-    curve_figures,
-    differences_figure,
-    incumbents_figure,
-    standing_figure,
-)
+from study.diagrams import curve_figures, differences_figure, incumbents_figure, standing_figure
 
 
 def curves(model: str, role: str, knee: tuple[float, float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepfake.mistakes import of_machine
+from deepfake.errors import of_machine
 from tests.mistakes import (
     JSON,
     Mistake,

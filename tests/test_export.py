@@ -12,14 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepfake import export
-from deepfake.config import DataError, UserError, Variant
-from deepfake.export import (
-    FORMAT,
-    check_onnx,
-    load_exported,
-    whole_folder,
-    write_onnx,
-)
+from deepfake.config import Variant
+from deepfake.errors import DataError, UserError
+from deepfake.export import FORMAT, check_onnx, load_exported, whole_folder, write_onnx
 from deepfake.metrics import fake_probability
 from deepfake.store import normalise
 from tests.exported import SIDES, draw_model

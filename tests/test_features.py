@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from deepfake import features
-from deepfake.config import DataError, ImageSize, TrainConfig
+from deepfake.config import ImageSize, TrainConfig
+from deepfake.errors import DataError
 from deepfake.features import Features, ensure_features, features_path, rows_to_embed
 from deepfake.fit import evaluate, fit
 from deepfake.models import build_head, build_model, frozen_backbone, whole_state

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deepfake.config import UserError
-from deepfake.seeds import derive_seed
+from deepfake.errors import UserError
+from deepfake.reproducibility import derive_seed
 from study.config import StudyConfig, final_of
 from study.finals import begin_final, contenders_of_final, contenders_of_search, incumbents
 from study.joining import NoStudy, create_or_join, join

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from deepfake.checkpoint import Checkpoints
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study.config import StudyConfig, TrackingError
 from study.final import Evaluator
 from study.finals import contenders_of_search

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study import launch
 from study import lookout as lookout_module
 from study.command import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death

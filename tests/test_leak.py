@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepfake.arms import arm_of, write_annotations
-from deepfake.config import DataConfig, DataError
+from deepfake.config import DataConfig
+from deepfake.errors import DataError
 from deepfake.openforensics import read_faces
 from deepfake.prepare import load_prepared, prepare_data
 from deepfake.splits import read_split

@@ -13,15 +13,10 @@ from torch import nn
 from torch.optim import Adam
 from torchvision.models import mobilenet_v2
 
-from deepfake.config import ConfigError, ImageSize, TrainConfig
+from deepfake.config import ImageSize, TrainConfig
+from deepfake.errors import ConfigError
 from deepfake.fit import train_one_epoch
-from deepfake.models import (
-    build_model,
-    cnn,
-    count_parameters,
-    load_weights,
-    state_dict_sha256,
-)
+from deepfake.models import build_model, cnn, count_parameters, load_weights, state_dict_sha256
 
 VARIANTS = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
 MOBILENETS = VARIANTS[1:]

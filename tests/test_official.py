@@ -11,7 +11,8 @@ import yaml
 
 from deepfake.arms import arm_of, write_annotations
 from deepfake.audit import audit
-from deepfake.config import DataConfig, DataError
+from deepfake.config import DataConfig
+from deepfake.errors import DataError
 from deepfake.prepare import load_prepared, prepare_data
 from deepfake.splits import Opening, SplitClosed, read_split
 from deepfake.store import Faces

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepfake import openforensics
-from deepfake.config import DataError
+from deepfake.errors import DataError
 from deepfake.openforensics import COLUMNS, read_annotations, read_faces, resolve_photos
 from tests.photos import CATEGORIES, draw_photo, face, write_json
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from deepfake.config import UserError
+from deepfake.errors import UserError
 from study import outage
 from study.outage import Patience, StorageAway, is_final, is_outage
 

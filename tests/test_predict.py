@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfake.config import DataConfig, DataError
+from deepfake.config import DataConfig
+from deepfake.errors import DataError
 from deepfake.export import ExportedModel, load_exported
 from deepfake.predict import BATCH_FACES, Prediction, Refused, predict
 from deepfake.prepare import prepare_data

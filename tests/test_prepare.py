@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from deepfake.config import DataConfig, DataError
+from deepfake.config import DataConfig
+from deepfake.errors import DataError
 from deepfake.prepare import NotPrepared, Prepared, load_prepared, prepare_data
 from deepfake.store import Faces, store_path
 from tests.photos import draw_set, face, write_json

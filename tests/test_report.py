@@ -11,7 +11,8 @@ import optuna
 import pytest
 import yaml
 
-from deepfake.config import Hyperparameters, UserError, Variant
+from deepfake.config import Hyperparameters, Variant
+from deepfake.errors import UserError
 from scripts.benches.filled import EPOCHS, filled_study
 from study import charts
 from study.analysis import analyse

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from deepfake.config import DataError
+from deepfake.errors import DataError
 from deepfake.room import check_room, meta_path, store_path, stores_bytes, unfinished_path
 
 

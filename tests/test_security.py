@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from deepfake.config import ConfigError, DataError
+from deepfake.errors import ConfigError, DataError
 from deepfake.store import Faces
 from study.joining import join
 from study.load import load_config

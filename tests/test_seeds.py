@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from deepfake.seeds import derive_seed
+from deepfake.reproducibility import derive_seed
 
 
 def test_seeds_of_64_studies_16_slots_and_16_epochs_are_all_different():
@@ -39,7 +39,7 @@ def test_all_bits_of_a_seed_vary():
 def test_a_seed_is_the_same_in_every_process_and_release():
     # worked out once and written down: a change would silently change every curve ever logged
     assert derive_seed(0, 0) == 7896617691693857887
-    code = "from deepfake.seeds import derive_seed; print(derive_seed(0, 0))"
+    code = "from deepfake.reproducibility import derive_seed; print(derive_seed(0, 0))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert int(other.stdout) == derive_seed(0, 0)
 

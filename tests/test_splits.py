@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 
 from deepfake import splits
-from deepfake.config import SPLITS, DataError, Fractions
+from deepfake.config import SPLITS, Fractions
+from deepfake.errors import DataError
+from deepfake.files import sha256_of
 from deepfake.openforensics import COLUMNS
-from deepfake.splits import Opening, assign_splits, read_split, sha256_of, write_csv
+from deepfake.splits import Opening, assign_splits, read_split, write_csv
 
 FRACTIONS = Fractions()
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from deepfake import splits, store
-from deepfake.config import SPLITS, DataError
+from deepfake.config import SPLITS
+from deepfake.errors import DataError
 from deepfake.splits import Opening
 from deepfake.store import Faces, ensure_store, store_path
 from tests.photos import prepared_set

@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from deepfake.checkpoint import CheckpointError
-from deepfake.config import ConfigError, UserError
+from deepfake.errors import ConfigError, UserError
 from deepfake.prepare import prepare_data
 from study import worker
 from study.claimed import Slot, SlotLost
@@ -26,14 +26,7 @@ from study.outage import StorageAway
 from study.space import suggest
 from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal
-from study.worker import (
-    STALLED,
-    TooManyFailed,
-    checkpoints_of,
-    set_up,
-    study_fingerprint,
-    work,
-)
+from study.worker import STALLED, TooManyFailed, checkpoints_of, set_up, study_fingerprint, work
 from tests.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]

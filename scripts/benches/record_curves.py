@@ -23,8 +23,8 @@ from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.fit import fit
 from deepfake.models import build_model, load_weights
 from deepfake.prepare import prepare_data
+from deepfake.reproducibility import derive_seed
 from deepfake.sample import draw_sample
-from deepfake.seeds import derive_seed
 from deepfake.store import Faces
 
 PHOTOS, SIDE_PX, EPOCHS, SEED = 400, 64, 10, 0

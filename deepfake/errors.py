@@ -1,4 +1,4 @@
-"""One line from what is wrong with a YAML of settings, or with the machine."""
+"""What a user can mend, in one line: settings, data, a machine without room or permission."""
 
 import difflib
 import errno
@@ -12,7 +12,20 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deepfake.config import JSONS, JSONS_BY_SPLIT, ConfigError
+
+class UserError(ValueError):
+    """What a user can mend: one line that names the place, the value and the way out."""
+
+
+class ConfigError(UserError):
+    """A setting is wrong; the message names its dotted key."""
+
+
+class DataError(UserError):
+    """A file of the data is wrong; the message names the file and the row or id."""
+
+
+JSONS, JSONS_BY_SPLIT = "list of JSONs", "JSONs by split"  # told apart first, for the errors' sake
 
 UNION_MEMBERS = ("number", "range", JSONS, JSONS_BY_SPLIT)  # in pydantic's errors; no keys
 

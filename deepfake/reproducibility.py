@@ -1,12 +1,19 @@
-"""In what precision a device computes: full fp32, or bf16 and TF32 where speed is asked for."""
+"""What makes a training repeatable: seeds that do not repeat, and the precision of a device."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from deepfake.config import ConfigError, TrainConfig
+from deepfake.config import TrainConfig
+from deepfake.errors import ConfigError
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several non-negative numbers, each change of which changes it."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
