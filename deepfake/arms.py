@@ -7,10 +7,9 @@ from typing import Literal
 import pandas as pd
 
 from deepfake.config import FAKE, REAL, SEEN, DataConfig
+from deepfake.data import PHOTO, read_split
 from deepfake.errors import DataError
 from deepfake.files import write_whole
-from deepfake.openforensics import PHOTO
-from deepfake.splits import read_split
 
 Arm = Literal["photo", "face"]
 

@@ -12,14 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepfake.config import SEEN, DataConfig, Split
-from deepfake.crops import find_photos
+from deepfake.data import PHOTO, find_photos, load_prepared, ordered, read_places, read_split
 from deepfake.errors import DataError
 from deepfake.likeness import NEAR_BITS, nearest
-from deepfake.openforensics import PHOTO
 from deepfake.parallel import Progress
-from deepfake.prepare import load_prepared
 from deepfake.probes import Described, Verdict, probe
-from deepfake.splits import ordered, read_places, read_split
 from deepfake.traces import Traces, read_traces
 from deepfake.traits import TRAITS
 

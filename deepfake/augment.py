@@ -7,8 +7,8 @@ from torch import Tensor
 
 from deepfake.config import Augment, Blur, Downscale, Flip, Jpeg, Noise, Step
 from deepfake.corruptions import blur, downscale, noise
+from deepfake.data import Change, Faces
 from deepfake.jpeg import jpeg
-from deepfake.store import Change, Faces
 
 
 def augmented(faces: Faces, augment: Augment | None) -> Faces:

@@ -25,13 +25,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from deepfake.config import LABELS, Frozen, Hyperparameters, ImageSize, TrainConfig, Variant
-from deepfake.crops import JPEG_QUALITY
+from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, JPEG_QUALITY, normalise
 from deepfake.errors import DataError, UserError
 from deepfake.files import write_whole
 from deepfake.metrics import fake_probability
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.reproducibility import full_precision
-from deepfake.store import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 FORMAT: Final = 1  # of model.json; a later release may read it, an earlier one refuses it
 MODEL_JSON, WEIGHTS, CARD, ONNX = "model.json", "model.safetensors", "README.md", "model.onnx"

@@ -15,13 +15,20 @@ from torch import Tensor, nn
 
 from deepfake.config import Split
 from deepfake.corruptions import VERSION
+from deepfake.data import (
+    Change,
+    Faces,
+    Rows,
+    epoch_order,
+    normalise,
+    store_path,
+    stored_rows,
+    writing,
+)
 from deepfake.errors import DataError
 from deepfake.models import MOBILENET_FEATURES, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
-from deepfake.room import store_path
-from deepfake.rows import Rows, writing
-from deepfake.store import Change, Faces, epoch_order, normalise, stored_rows
 
 CHUNK_ROWS = 512  # what one worker takes at a time, and loses if it is killed
 BATCH_ROWS = 64  # fixed, whoever embeds: a row's bits may depend on its batch

@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 
 from deepfake.config import FAKE, LABELS, REAL
-from deepfake.crops import UNREADABLE, cause_of, crop_box, encoded, read_photo
+from deepfake.data import UNREADABLE, cause_of, crop_box, encoded, read_faces, read_photo, resized
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, ModelInfo
-from deepfake.openforensics import read_faces
-from deepfake.store import resized
 
 BATCH_FACES = 64
 

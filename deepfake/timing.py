@@ -18,17 +18,27 @@ from torch import Tensor, nn
 from deepfake.augment import augmentation
 from deepfake.checkpoint import Checkpoints
 from deepfake.config import SEEN, DataConfig, TrainConfig
-from deepfake.crops import cut_faces, find_photos
+from deepfake.data import (
+    CROPS,
+    PHOTO,
+    Change,
+    NotPrepared,
+    cut_faces,
+    epoch_order,
+    find_photos,
+    load_prepared,
+    meta_path,
+    normalise,
+    pixels_of,
+    read_faces,
+    store_path,
+)
 from deepfake.errors import DataError
 from deepfake.features import BATCH_ROWS
 from deepfake.fit import EVAL_BATCHES, EpochStats, evaluate, fit
 from deepfake.models import MOBILENET_FEATURES, build_head, build_model
-from deepfake.openforensics import PHOTO, read_faces
 from deepfake.parallel import available_cores
-from deepfake.prepare import CROPS, NotPrepared, load_prepared
 from deepfake.reproducibility import full_precision
-from deepfake.room import meta_path, store_path
-from deepfake.store import Change, epoch_order, normalise, pixels_of
 
 TIMED_S = 3.0  # of the epoch that counts
 FEWEST, MOST = 2, 400  # batches of it

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepfake.config import SEEN
-from deepfake.crops import UNREADABLE, cause_of, crop_box, read_photo
+from deepfake.data import UNREADABLE, cause_of, crop_box, read_photo
 from deepfake.errors import DataError
 from deepfake.likeness import perceptual_hash
 from deepfake.parallel import Progress, in_parallel

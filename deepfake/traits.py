@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageStat
 from PIL.JpegImagePlugin import JpegImageFile
 
-from deepfake.crops import PHOTO_FORMATS
+from deepfake.data import PHOTO_FORMATS
 
 _TABLE = 64  # entries of a JPEG quantisation table
 

@@ -16,13 +16,23 @@ import pandas as pd
 import torch
 from packaging.requirements import Requirement
 
+from deepfake.data import (
+    CROPS,
+    MANIFEST,
+    SPLITS_CSV,
+    WAY_OUT,
+    Prepared,
+    hash_crops,
+    load_prepared,
+    meta_path,
+    ordered,
+    pixels_of,
+    read_splits_csv,
+    store_path,
+)
 from deepfake.errors import DataError
 from deepfake.files import free_bytes, sha256_of, size_text
 from deepfake.parallel import Progress, available_cores
-from deepfake.prepare import CROPS, MANIFEST, WAY_OUT, Prepared, hash_crops, load_prepared
-from deepfake.room import meta_path, store_path
-from deepfake.splits import SPLITS_CSV, ordered, read_splits_csv
-from deepfake.store import pixels_of
 from study.config import StudyConfig
 from study.connection import sqlite_path
 

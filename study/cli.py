@@ -153,7 +153,7 @@ def audit(
     from dataclasses import asdict
 
     from deepfake.audit import audit as audit_data
-    from deepfake.prepare import prepare_data
+    from deepfake.data import prepare_data
     from study.leak import baseline_of
     from study.live import progress_bars
     from study.scores import price_table
@@ -858,7 +858,7 @@ def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":
 
 def _prepare(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:
     """With the stores of all sides that the study's trials read, or of these."""
-    from deepfake.prepare import prepare_data
+    from deepfake.data import prepare_data
     from study.live import progress_bars
 
     with progress_bars(_stderr()) as advance:

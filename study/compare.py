@@ -5,8 +5,8 @@ from typing import Any
 
 from deepfake.baselines import FIGURES
 from deepfake.config import FAKE, LABELS
+from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
-from deepfake.prepare import Prepared, load_prepared
 from study.config import StudyConfig, fingerprint
 from study.records import SlotRecord, best_of
 from study.slots import Slots

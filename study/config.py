@@ -36,7 +36,7 @@ from deepfake.config import (
 from deepfake.errors import UserError
 
 if TYPE_CHECKING:  # scikit-learn comes with it
-    from deepfake.prepare import Prepared
+    from deepfake.data import Prepared
 
 
 class TrackingError(UserError):

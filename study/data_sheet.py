@@ -11,11 +11,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from deepfake.config import LABELS, SEEN, DataConfig
+from deepfake.data import CROPS, PHOTO, Prepared, read_places, read_split
 from deepfake.files import sha256_of
-from deepfake.openforensics import PHOTO
-from deepfake.prepare import CROPS, Prepared
 from deepfake.sample import seed_of
-from deepfake.splits import read_places, read_split
 from study.charts import figure_layout
 from study.gallery import jpeg_base64, picture_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from deepfake.config import FAKE
-from deepfake.prepare import Prepared
+from deepfake.data import Prepared
 
 CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words; of all others: testing
 

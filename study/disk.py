@@ -6,7 +6,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from deepfake.arms import leak_dir
-from deepfake.prepare import CROPS
+from deepfake.data import CROPS
 from study.config import StudyConfig, of_reruns
 from study.connection import sqlite_path
 

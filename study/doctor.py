@@ -8,9 +8,9 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake.data import load_prepared
 from deepfake.errors import UserError
 from deepfake.parallel import Progress
-from deepfake.prepare import load_prepared
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
 from study.connection import LoggedRun, by_hand, sqlite_path

@@ -11,12 +11,12 @@ import torch
 
 from deepfake.checkpoint import KEPT, check_writable
 from deepfake.config import Hyperparameters, TrainConfig, Variant
+from deepfake.data import stores_bytes
 from deepfake.errors import DataError
 from deepfake.features import rows_to_embed
 from deepfake.files import free_bytes
 from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights
 from deepfake.parallel import in_parallel
-from deepfake.room import stores_bytes
 from deepfake.timing import Amount, Pace, measure_data, time_variant
 from study.config import StudyConfig
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from deepfake.config import FAKE, LABELS, REAL
-from deepfake.crops import UNREADABLE
+from deepfake.data import UNREADABLE
 from deepfake.metrics import fake_probability, fake_score
 from study.predictions import SplitPredictions
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from deepfake.prepare import CROPS
-from deepfake.room import store_path
+from deepfake.data import CROPS, store_path
 from study.config import StudyConfig, TrackingError
 from study.disk import Usage, bytes_of
 from study.finals import incumbents

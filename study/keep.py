@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deepfake.calibration import choose_threshold, fit_temperature
 from deepfake.config import TrainSettings
+from deepfake.data import PHOTO, Faces
 from deepfake.errors import UserError
 from deepfake.export import (
     CARD,
@@ -26,10 +27,8 @@ from deepfake.export import (
 from deepfake.fit import evaluate
 from deepfake.metrics import confusion_matrix, cross_entropy, fake_probability, intervals, measure
 from deepfake.models import count_parameters
-from deepfake.openforensics import PHOTO
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
-from deepfake.store import Faces
 from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluated import Evaluated, Evaluation, SplitFigures

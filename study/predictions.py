@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepfake.config import FAKE, LABELS, REAL
+from deepfake.data import PHOTO
 from deepfake.errors import UserError
-from deepfake.openforensics import PHOTO
 
 Role = Literal["baseline", "candidate", "diagnostic"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -15,8 +15,8 @@ from plotly.offline import get_plotlyjs
 
 from deepfake.baselines import FIGURES, Baseline
 from deepfake.config import LABELS
+from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
-from deepfake.prepare import Prepared, load_prepared
 from study import charts
 from study.compare import compare, refuse_other_settings
 from study.config import OBJECTIVES, StudyConfig, TrackingError

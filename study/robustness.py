@@ -14,9 +14,8 @@ from torch.nn import functional
 from deepfake.bootstrap import Floats, auc_of_resamples, draw_photos, mean_losses, percentiles
 from deepfake.config import TrainConfig
 from deepfake.corruptions import SUITE, logits_under
+from deepfake.data import PHOTO, Faces
 from deepfake.metrics import measure, predict
-from deepfake.openforensics import PHOTO
-from deepfake.store import Faces
 from study.finals import Contender
 
 CLEAN = "clean"

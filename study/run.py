@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from deepfake.checkpoint import check_writable
+from deepfake.data import Prepared
 from deepfake.errors import UserError
 from deepfake.models import load_weights
-from deepfake.prepare import Prepared
 from study.by_hand import is_stopped
 from study.config import StudyConfig
 from study.delivery import check_tracking, sync

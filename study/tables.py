@@ -14,7 +14,7 @@ from study.records import STATES, SlotRecord, best_of
 
 if TYPE_CHECKING:
     from deepfake.audit import Audit
-    from deepfake.prepare import Summary
+    from deepfake.data import Summary
     from study.doctor import Diagnosis
     from study.estimate import Estimate
     from study.gc import Collected

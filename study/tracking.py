@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deepfake.openforensics import COLUMNS
+from deepfake.data import COLUMNS
 from study.config import StudyConfig, TrackingError, public_yaml
 from study.connection import (
     AWAY,

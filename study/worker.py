@@ -14,8 +14,8 @@ from functools import partial
 import torch
 
 from deepfake.checkpoint import Checkpoints, check_writable
+from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memory
-from deepfake.prepare import NotPrepared, Prepared, load_prepared
 from study.by_hand import check_stopped
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deepfake.data.arrays import meta_path, store_path, writing
+from deepfake.data.splits import write_csv
 from deepfake.files import sha256_of
-from deepfake.room import meta_path, store_path
-from deepfake.rows import writing
-from deepfake.splits import write_csv
 
 FACES, SIDE_PX = 150_000, 224
 STOPS = {"train": 105_000, "val": 127_500, "test": FACES}
@@ -23,7 +22,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from deepfake.store import Faces
+from deepfake.data.store import Faces
 
 
 def private_mib():

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deepfake.config import DataConfig
-from deepfake.prepare import Prepared, prepare_data
+from deepfake.data.prepare import Prepared, prepare_data
 
 CATEGORIES = [{"id": 0, "name": "Real"}, {"id": 1, "name": "Fake"}]
 SIZE = (96, 64)  # of every photo, px

@@ -15,11 +15,11 @@ from PIL import Image
 from deepfake import audit as audit_module
 from deepfake.audit import Audit, audit
 from deepfake.config import SPLITS, DataConfig, Split
+from deepfake.data.layouts.openforensics import COLUMNS
+from deepfake.data.prepare import NotPrepared, prepare_data
+from deepfake.data.splits import read_places, read_split
 from deepfake.errors import DataError
-from deepfake.openforensics import COLUMNS
-from deepfake.prepare import NotPrepared, prepare_data
 from deepfake.sample import draw_sample
-from deepfake.splits import read_places, read_split
 from tests.photos import draw_photo, draw_set, face, write_json
 from tests.runs import REPOSITORY, Folder
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from deepfake.config import Hyperparameters
+from deepfake.data.prepare import Prepared, Summary
 from deepfake.errors import ConfigError
-from deepfake.prepare import Prepared, Summary
 from study.config import Range, StudyConfig, fingerprint, public_yaml
 from study.load import load_config
 from tests.conftest import REPOSITORY

@@ -24,8 +24,8 @@ from deepfake.corruptions import (
     robust_faces,
     under,
 )
+from deepfake.data.store import Faces, normalise
 from deepfake.jpeg import jpeg
-from deepfake.store import Faces, normalise
 from tests.photos import prepared_set
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepfake import crops
-from deepfake.crops import crop_box, cut_faces
+from deepfake.data import crops
+from deepfake.data.crops import crop_box, cut_faces
+from deepfake.data.layouts.openforensics import read_faces
 from deepfake.errors import DataError
-from deepfake.openforensics import read_faces
 from tests.photos import SIZE, draw_photo, draw_set, face, write_json
 
 ROOT = Path(__file__).parents[1]

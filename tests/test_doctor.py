@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from deepfake.prepare import prepare_data
-from deepfake.room import store_path
+from deepfake.data.arrays import store_path
+from deepfake.data.prepare import prepare_data
 from study.config import StudyConfig
 from study.database import has_tables
 from study.doctor import Diagnosis, examine

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepfake.prepare import prepare_data
+from deepfake.data.prepare import prepare_data
 from study import final
 from study.inputs import Inputs
 from study.joining import create_or_join, join

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from deepfake import export
 from deepfake.config import Variant
+from deepfake.data.store import normalise
 from deepfake.errors import DataError, UserError
 from deepfake.export import FORMAT, check_onnx, load_exported, whole_folder, write_onnx
 from deepfake.metrics import fake_probability
-from deepfake.store import normalise
 from tests.exported import SIDES, draw_model
 from tests.runs import REPOSITORY
 

@@ -13,12 +13,12 @@ import torch
 
 from deepfake import features
 from deepfake.config import ImageSize, TrainConfig
+from deepfake.data.arrays import Rows
+from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
 from deepfake.features import Features, ensure_features, features_path, rows_to_embed
 from deepfake.fit import evaluate, fit
 from deepfake.models import build_head, build_model, frozen_backbone, whole_state
-from deepfake.rows import Rows
-from deepfake.store import Faces, ensure_store
 from tests.photos import prepared_set
 
 CPU = torch.device("cpu")

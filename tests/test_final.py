@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
+from deepfake.data.prepare import load_prepared
+from deepfake.data.splits import SplitClosed, read_split
+from deepfake.data.store import Faces
 from deepfake.models import cnn
-from deepfake.prepare import load_prepared
-from deepfake.splits import SplitClosed, read_split
-from deepfake.store import Faces
 from study.final import Evaluator
 from study.inputs import Inputs
 from study.joining import create_or_join, join

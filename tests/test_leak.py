@@ -9,10 +9,10 @@ import torch
 
 from deepfake.arms import arm_of, write_annotations
 from deepfake.config import DataConfig
+from deepfake.data.layouts.openforensics import read_faces
+from deepfake.data.prepare import load_prepared, prepare_data
+from deepfake.data.splits import read_split
 from deepfake.errors import DataError
-from deepfake.openforensics import read_faces
-from deepfake.prepare import load_prepared, prepare_data
-from deepfake.splits import read_split
 from study.joining import join
 from study.leak import leak_of
 from tests.photos import draw_set

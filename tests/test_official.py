@@ -12,10 +12,10 @@ import yaml
 from deepfake.arms import arm_of, write_annotations
 from deepfake.audit import audit
 from deepfake.config import DataConfig
+from deepfake.data.prepare import load_prepared, prepare_data
+from deepfake.data.splits import Opening, SplitClosed, read_split
+from deepfake.data.store import Faces
 from deepfake.errors import DataError
-from deepfake.prepare import load_prepared, prepare_data
-from deepfake.splits import Opening, SplitClosed, read_split
-from deepfake.store import Faces
 from deepfake.timing import measure_data
 from study.analysis import analyse
 from study.config import public_yaml

@@ -5,9 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from deepfake import openforensics
+from deepfake.data.layouts import openforensics
+from deepfake.data.layouts.openforensics import (
+    COLUMNS,
+    read_annotations,
+    read_faces,
+    resolve_photos,
+)
 from deepfake.errors import DataError
-from deepfake.openforensics import COLUMNS, read_annotations, read_faces, resolve_photos
 from tests.photos import CATEGORIES, draw_photo, face, write_json
 
 

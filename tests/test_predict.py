@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from deepfake.config import DataConfig
+from deepfake.data.prepare import prepare_data
+from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, load_exported
 from deepfake.predict import BATCH_FACES, Prediction, Refused, predict
-from deepfake.prepare import prepare_data
-from deepfake.store import Faces
 from study.cli import main
 from tests.exported import draw_model
 from tests.photos import draw_photo, draw_set, face, huge_png, write_json

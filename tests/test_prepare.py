@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from deepfake.config import DataConfig
+from deepfake.data.prepare import NotPrepared, Prepared, load_prepared, prepare_data
+from deepfake.data.store import Faces, store_path
 from deepfake.errors import DataError
-from deepfake.prepare import NotPrepared, Prepared, load_prepared, prepare_data
-from deepfake.store import Faces, store_path
 from tests.photos import draw_set, face, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -310,7 +310,7 @@ def tell(stage, done, total):
 
 if __name__ == "__main__":
     from deepfake.config import DataConfig
-    from deepfake.prepare import prepare_data
+    from deepfake.data.prepare import prepare_data
 
     folder, work_dir, processes = sys.argv[1:]
     data = DataConfig(annotations=[Path(folder, "Train_poly.json")], photos_dir=folder,

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from deepfake.crops import crop_box
+from deepfake.data.crops import crop_box
 from deepfake.probes import Described, Verdict, probe
 from deepfake.traits import Face, Photo, colours, encoding, geometry, surroundings
 from tests.photos import draw_photo

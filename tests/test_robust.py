@@ -15,12 +15,12 @@ from deepfake.augment import augmented
 from deepfake.checkpoint import Checkpoints
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.corruptions import robust_faces
+from deepfake.data.arrays import Rows
+from deepfake.data.store import Faces
 from deepfake.features import Features, ensure_features, robust_features
 from deepfake.fit import evaluate, fit
 from deepfake.metrics import cross_entropy
 from deepfake.models import build_head, build_model, frozen_backbone
-from deepfake.rows import Rows
-from deepfake.store import Faces
 from study.config import final_of
 from study.joining import join
 from tests.photos import prepared_set

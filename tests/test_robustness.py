@@ -19,10 +19,10 @@ from deepfake.bootstrap import auc_of_resamples, draw_photos, resample
 from deepfake.calibration import Chosen
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.corruptions import SUITE
+from deepfake.data.arrays import Rows
+from deepfake.data.store import Faces
 from deepfake.fit import evaluate
 from deepfake.metrics import measure
-from deepfake.rows import Rows
-from deepfake.store import Faces
 from study.diagrams import corruption_figures
 from study.figures import corruptions_figure
 from study.finals import Contender

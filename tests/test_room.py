@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
+from deepfake.data.arrays import check_room, meta_path, store_path, stores_bytes, unfinished_path
 from deepfake.errors import DataError
-from deepfake.room import check_room, meta_path, store_path, stores_bytes, unfinished_path
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepfake.config import FAKE, REAL
-from deepfake.openforensics import read_faces
+from deepfake.data.layouts.openforensics import read_faces
 from deepfake.sample import draw_sample, seed_of
 
 PHOTOS = 12

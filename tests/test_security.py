@@ -14,8 +14,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from deepfake.data.store import Faces
 from deepfake.errors import ConfigError, DataError
-from deepfake.store import Faces
 from study.joining import join
 from study.load import load_config
 from tests.forked import Forked, wait_until

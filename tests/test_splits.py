@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake import splits
 from deepfake.config import SPLITS, Fractions
+from deepfake.data import splits
+from deepfake.data.layouts.openforensics import COLUMNS
+from deepfake.data.splits import Opening, assign_splits, read_split, write_csv
 from deepfake.errors import DataError
 from deepfake.files import sha256_of
-from deepfake.openforensics import COLUMNS
-from deepfake.splits import Opening, assign_splits, read_split, write_csv
 
 FRACTIONS = Fractions()
 

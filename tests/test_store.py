@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfake import splits, store
 from deepfake.config import SPLITS
+from deepfake.data import splits, store
+from deepfake.data.splits import Opening
+from deepfake.data.store import Faces, ensure_store, store_path
 from deepfake.errors import DataError
-from deepfake.splits import Opening
-from deepfake.store import Faces, ensure_store, store_path
 from tests.photos import prepared_set
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_two_threads_build_what_one_builds_and_count_the_faces(made, work_dir):
 BUILD = """
 import sys
 from pathlib import Path
-from deepfake.store import ensure_store
+from deepfake.data.store import ensure_store
 
 ensure_store(Path(sys.argv[1]), 64, sys.argv[2], 1, lambda *now: print("built", flush=True))
 """

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from deepfake.prepare import prepare_data
+from deepfake.data.prepare import prepare_data
 from study.inputs import Inputs
 from study.joining import create_or_join
 from study.load import load_config

@@ -266,8 +266,8 @@ def test_using_a_storage_that_was_handed_in_is_allowed(snippet):
 @pytest.mark.parametrize(
     "snippet",
     [
-        "from deepfake.splits import Opening\nOpening(('a',), 'b')",
-        "from deepfake.splits import Opening as Key\nfaces('test', Key((), ''))",
+        "from deepfake.data.splits import Opening\nOpening(('a',), 'b')",
+        "from deepfake.data.splits import Opening as Key\nfaces('test', Key((), ''))",
         "from deepfake import splits\nsplits.Opening((), '')",
         "import deepfake.splits\ndeepfake.splits.Opening((), '')",
     ],
@@ -277,9 +277,7 @@ def test_making_an_opening_is_seen(snippet):
 
 
 def test_passing_an_opening_on_is_allowed():
-    snippet = (
-        "from deepfake.splits import Opening\ndef load(opening: Opening | None): read(opening)"
-    )
+    snippet = "from deepfake.data.splits import Opening\ndef load(opening: Opening | None): read(opening)"
     assert not opens_the_test_split(Module(snippet))
 
 

@@ -12,8 +12,8 @@ import torch
 from mlflow import MlflowClient
 
 from deepfake.checkpoint import CheckpointError
+from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
-from deepfake.prepare import prepare_data
 from study import worker
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig

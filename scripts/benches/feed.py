@@ -20,9 +20,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benches.table import Row
+from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, Faces, ensure_store, write_csv
 from deepfake.files import sha256_of
-from deepfake.splits import write_csv
-from deepfake.store import IMAGENET_MEAN, IMAGENET_STD, Faces, ensure_store
 from tests.large_store import FACES, draw_large_store, private_mib_of_feeding
 
 SIDE_PX, BATCH, THREADS = 128, 32, 2

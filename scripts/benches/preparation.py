@@ -13,7 +13,7 @@ from PIL import Image
 from benches.photos import draw_photos
 from benches.table import Row
 from deepfake.config import DataConfig
-from deepfake.prepare import prepare_data
+from deepfake.data import prepare_data
 
 PHOTOS, ROUNDS, PROCESSES = 3200, 2, 2
 REPORTS_SHARE = 16  # of the photos, one in so many is cut the report's way: it takes long

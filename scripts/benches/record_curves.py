@@ -20,12 +20,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
+from deepfake.data import Faces, prepare_data
 from deepfake.fit import fit
 from deepfake.models import build_model, load_weights
-from deepfake.prepare import prepare_data
 from deepfake.reproducibility import derive_seed
 from deepfake.sample import draw_sample
-from deepfake.store import Faces
 
 PHOTOS, SIDE_PX, EPOCHS, SEED = 400, 64, 10, 0
 VARIANTS: tuple[Variant, ...] = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")

@@ -13,13 +13,20 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
-from deepfake.crops import CutResult, cut_faces, find_photos
+from deepfake.data.arrays import check_room
+from deepfake.data.crops import CutResult, cut_faces, find_photos
+from deepfake.data.layouts.openforensics import PHOTO, Annotations, check_sources, read_annotations
+from deepfake.data.splits import (
+    FACES_CSV,
+    SPLITS_CSV,
+    ordered,
+    read_splits_csv,
+    split_faces,
+    write_csv,
+)
 from deepfake.errors import DataError
 from deepfake.files import sha256_of, write_whole
-from deepfake.openforensics import PHOTO, Annotations, check_sources, read_annotations
 from deepfake.parallel import Progress
-from deepfake.room import check_room
-from deepfake.splits import FACES_CSV, SPLITS_CSV, ordered, read_splits_csv, split_faces, write_csv
 
 MANIFEST, UNFINISHED = "prepared.json", "preparing.json"
 DROPPED_CSV, CROPS = "dropped.csv", "crops"
@@ -100,7 +107,7 @@ def prepare_data(
                     _fill(data, settings, annotations, processes, progress)
     prepared = _load(data.work_dir, settings)
     for side in sides:
-        from deepfake.store import ensure_store
+        from deepfake.data.store import ensure_store
 
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
     return prepared

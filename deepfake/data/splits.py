@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
+from deepfake.data.layouts.openforensics import COLUMNS, PHOTO
 from deepfake.errors import DataError
 from deepfake.files import write_whole
-from deepfake.openforensics import COLUMNS, PHOTO
 
 FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
 

@@ -15,12 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from deepfake.config import Split
+from deepfake.data.arrays import Rows, check_room, meta_path, store_path, unfinished_path, writing
+from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 from deepfake.errors import DataError
 from deepfake.files import sha256_of, write_whole
 from deepfake.parallel import Progress, available_cores
-from deepfake.room import check_room, meta_path, store_path, unfinished_path
-from deepfake.rows import Rows, writing
-from deepfake.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

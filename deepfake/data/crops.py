@@ -17,8 +17,8 @@ from typing import BinaryIO, Final
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from deepfake.data.layouts.openforensics import resolve_photos
 from deepfake.errors import DataError
-from deepfake.openforensics import resolve_photos
 from deepfake.parallel import Progress, in_parallel
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs

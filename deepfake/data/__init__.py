@@ -1,0 +1,13 @@
+"""Photos and annotations -> the faces table -> crops, splits, stores.
+
+arrays   rows of an array on disk; where stores lie, and whether there is room for them
+crops    each photo decoded once, each face cut to a small JPEG; resumable
+splits   train / val / test, whole photos together; who may read test
+prepare  all of it in order, with a manifest of what it was made from
+store    crops -> one array a resolution, shared through the page cache; normalised batches
+layouts  one module a layout that people have: openforensics
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
