@@ -11,12 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from deepfake.baselines import FIGURES, Baselines
-from deepfake.bootstrap import draw_photos, percentiles, resample
-from deepfake.calibration import Chosen, choose
 from deepfake.config import FAKE, REAL
-from deepfake.metrics import BOOTSTRAP_RESAMPLES
+from deepfake.metrics import (
+    BOOTSTRAP_RESAMPLES,
+    Chosen,
+    choose,
+    draw_photos,
+    percentiles,
+    resample,
+    scorecard,
+)
 from deepfake.parallel import available_cores
-from deepfake.scorecard import scorecard
 from study.predictions import Finalist, SplitPredictions, finalists_of, of_split
 from study.sentences import prior_sentence, sentence
 from study.slices import slices

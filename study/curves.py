@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from deepfake.calibration import fit_temperature, reliability
-from deepfake.metrics import confusion_matrix, fake_score
+from deepfake.metrics import confusion_matrix, fake_score, fit_temperature, reliability
 from study.predictions import Finalist, SplitPredictions
 
 MAX_POINTS = 300  # of a curve

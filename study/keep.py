@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepfake.calibration import choose_threshold, fit_temperature
 from deepfake.config import TrainSettings
 from deepfake.data import PHOTO, Faces
 from deepfake.errors import UserError
@@ -25,7 +24,15 @@ from deepfake.export import (
     write_onnx,
 )
 from deepfake.fit import evaluate
-from deepfake.metrics import confusion_matrix, cross_entropy, fake_probability, intervals, measure
+from deepfake.metrics import (
+    choose_threshold,
+    confusion_matrix,
+    cross_entropy,
+    fake_probability,
+    fit_temperature,
+    intervals,
+    measure,
+)
 from deepfake.models import count_parameters
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from deepfake.arms import Arm, arm_of, write_annotations
-from deepfake.bootstrap import draw_photos, percentiles
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
+from deepfake.metrics import draw_photos, percentiles
 from study.analysis import measure_all
 from study.config import StudyConfig, leak_name
 from study.final import Evaluator

@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deepfake.bootstrap import Floats, auc_of_resamples, draw_photos, mean_losses, percentiles
 from deepfake.config import TrainConfig
 from deepfake.corruptions import SUITE, logits_under
 from deepfake.data import PHOTO, Faces
-from deepfake.metrics import measure, predict
+from deepfake.metrics import (
+    Floats,
+    auc_of_resamples,
+    draw_photos,
+    mean_losses,
+    measure,
+    percentiles,
+    predict,
+)
 from study.finals import Contender
 
 CLEAN = "clean"

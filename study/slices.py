@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepfake.bootstrap import group_means
 from deepfake.config import FAKE, LABELS
-from deepfake.metrics import predict
+from deepfake.metrics import group_means, predict
 from study.predictions import Finalist, SplitPredictions
 
 SIZES = (0, 32, 64, 128)  # px of the box's shorter side, each up to the next

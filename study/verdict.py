@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from deepfake.bootstrap import mean_losses
 from deepfake.config import FAKE
+from deepfake.metrics import mean_losses
 from study.predictions import Finalist, SplitPredictions
 
 MIN_SEEDS = 3  # fewer say too little of how far seeds lie apart

@@ -11,8 +11,8 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from deepfake.baselines import load_baselines
-from deepfake.calibration import Chosen, choose_threshold
-from deepfake.scorecard import scorecard
+from deepfake.metrics.calibration import Chosen, choose_threshold
+from deepfake.metrics.scorecard import scorecard
 from study.analysis import analyse
 from study.predictions import (
     COLUMNS,

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake.bootstrap import draw_photos, mean_losses, percentiles, resample
-from deepfake.calibration import Chosen, choose
-from deepfake.metrics import intervals
-from deepfake.scorecard import scorecard
+from deepfake.metrics.bootstrap import draw_photos, mean_losses, percentiles, resample
+from deepfake.metrics.calibration import Chosen, choose
+from deepfake.metrics.classification import intervals
+from deepfake.metrics.scorecard import scorecard
 from tests.test_metrics import random_faces
 
 CHOSEN = Chosen(temperature=1.7, threshold=0.4)

@@ -6,14 +6,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
-from deepfake.calibration import (
+from deepfake.metrics.calibration import (
     Chosen,
     calibration_error,
     choose,
     choose_threshold,
     fit_temperature,
 )
-from deepfake.metrics import cross_entropy, fake_probability, predict
+from deepfake.metrics.classification import cross_entropy, fake_probability, predict
 from tests.test_metrics import logits_of, random_faces
 
 

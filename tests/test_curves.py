@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from deepfake.calibration import calibration_error, fit_temperature, reliability
+from deepfake.metrics.calibration import calibration_error, fit_temperature, reliability
 from study.curves import MAX_POINTS, curves, precision_recall, roc
 from study.predictions import Finalist, SplitPredictions
 

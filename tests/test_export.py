@@ -16,7 +16,7 @@ from deepfake.config import Variant
 from deepfake.data.store import normalise
 from deepfake.errors import DataError, UserError
 from deepfake.export import FORMAT, check_onnx, load_exported, whole_folder, write_onnx
-from deepfake.metrics import fake_probability
+from deepfake.metrics.classification import fake_probability
 from tests.exported import SIDES, draw_model
 from tests.runs import REPOSITORY
 

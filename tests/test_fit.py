@@ -10,7 +10,7 @@ from deepfake.checkpoint import CheckpointError, Checkpoints
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
 from deepfake.fit import EpochStats, evaluate, fit, train_one_epoch
-from deepfake.metrics import cross_entropy
+from deepfake.metrics.classification import cross_entropy
 from deepfake.models import build_model
 from deepfake.reproducibility import derive_seed, set_precision
 

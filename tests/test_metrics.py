@@ -6,8 +6,7 @@ import torch
 from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
 
-from deepfake import metrics
-from deepfake.metrics import (
+from deepfake.metrics.classification import (
     ConfusionMatrix,
     accuracy,
     confusion_matrix,
@@ -20,6 +19,7 @@ from deepfake.metrics import (
     predict,
     recall_at_false_alarms,
 )
+from deepfake.metrics.classification import classification as metrics
 
 # Eight faces, three real (0) and five fake (1). score = logit of FAKE - logit of REAL;
 # above 0 it says FAKE.

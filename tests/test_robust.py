@@ -19,7 +19,7 @@ from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.features import Features, ensure_features, robust_features
 from deepfake.fit import evaluate, fit
-from deepfake.metrics import cross_entropy
+from deepfake.metrics.classification import cross_entropy
 from deepfake.models import build_head, build_model, frozen_backbone
 from study.config import final_of
 from study.joining import join

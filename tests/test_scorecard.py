@@ -7,9 +7,14 @@ from sklearn.metrics import (
     log_loss,
 )
 
-from deepfake.calibration import Chosen, calibration_error
-from deepfake.metrics import equal_error_rate, fake_probability, measure, recall_at_false_alarms
-from deepfake.scorecard import scorecard
+from deepfake.metrics.calibration import Chosen, calibration_error
+from deepfake.metrics.classification import (
+    equal_error_rate,
+    fake_probability,
+    measure,
+    recall_at_false_alarms,
+)
+from deepfake.metrics.scorecard import scorecard
 from tests.test_metrics import random_faces
 
 

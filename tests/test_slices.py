@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake.bootstrap import draw_photos
+from deepfake.metrics.bootstrap import draw_photos
 from study.predictions import Finalist, SplitPredictions
 from study.slices import slices, slices_of
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binom, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
 
-from deepfake.bootstrap import draw_photos
+from deepfake.metrics.bootstrap import draw_photos
 from study.predictions import Finalist
 from study.verdict import (
     Estimate,

@@ -3,8 +3,8 @@
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss
 from torch import Tensor
 
-from deepfake.calibration import Chosen, calibration_error
-from deepfake.metrics import (
+from deepfake.metrics.calibration import Chosen, calibration_error
+from deepfake.metrics.classification import (
     cross_entropy,
     equal_error_rate,
     fake_probability,

@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from deepfake.metrics import cross_entropy, fake_probability, fake_score, predict
+from deepfake.metrics.classification import cross_entropy, fake_probability, fake_score, predict
 
 ECE_BINS = 15
 HOTTEST = 100.0  # the temperature is sought between 1 / HOTTEST and HOTTEST

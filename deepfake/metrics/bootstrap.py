@@ -7,9 +7,9 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
-from deepfake.calibration import Chosen, binned_error
 from deepfake.config import FAKE
-from deepfake.metrics import (
+from deepfake.metrics.calibration import Chosen, binned_error
+from deepfake.metrics.classification import (
     BOOTSTRAP_RESAMPLES,
     MIN_REALS,
     Interval,

@@ -1,0 +1,10 @@
+"""What a classifier is worth: every figure once, and its interval.
+
+classification  confusion matrix, precision, recall, F1, AUC, EER, NLL, Brier, ECE of logits
+bootstrap       intervals by drawing whole photos again
+calibration     temperature, threshold, expected calibration error
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
