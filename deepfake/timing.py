@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from deepfake.augment import augmentation
-from deepfake.checkpoint import Checkpoints
 from deepfake.config import SEEN, DataConfig, TrainConfig
 from deepfake.data import (
     CROPS,
@@ -35,10 +34,10 @@ from deepfake.data import (
 )
 from deepfake.errors import DataError
 from deepfake.features import BATCH_ROWS
-from deepfake.fit import EVAL_BATCHES, EpochStats, evaluate, fit
 from deepfake.models import MOBILENET_FEATURES, build_head, build_model
 from deepfake.parallel import available_cores
 from deepfake.reproducibility import full_precision
+from deepfake.training import EVAL_BATCHES, Checkpoints, EpochStats, evaluate, fit
 
 TIMED_S = 3.0  # of the epoch that counts
 FEWEST, MOST = 2, 400  # batches of it

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from deepfake.checkpoint import KEPT, check_writable
 from deepfake.config import Hyperparameters, TrainConfig, Variant
 from deepfake.data import stores_bytes
 from deepfake.errors import DataError
@@ -18,6 +17,7 @@ from deepfake.files import free_bytes
 from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights
 from deepfake.parallel import in_parallel
 from deepfake.timing import Amount, Pace, measure_data, time_variant
+from deepfake.training import KEPT, check_writable
 from study.config import StudyConfig
 
 SLOT_S = 1.0  # a slot that trains nothing: claim, tracking and the rest (bench: search)

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from deepfake.config import LABELS
-from deepfake.fit import EpochStats
 from deepfake.metrics import ConfusionMatrix
+from deepfake.training import EpochStats
 from study.gallery import Gallery
 from study.robustness import kinds, steps
 

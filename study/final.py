@@ -22,11 +22,11 @@ from deepfake.corruptions import SUITE
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
-from deepfake.fit import EVAL_BATCHES, evaluate
 from deepfake.metrics import ConfusionMatrix, confusion_matrix, cross_entropy, intervals, measure
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
+from deepfake.training import EVAL_BATCHES, evaluate
 from study.analysis import analyse
 from study.config import StudyConfig
 from study.datasets import dataset

@@ -12,9 +12,9 @@ from deepfake.config import Split, TrainConfig
 from deepfake.corruptions import robust_faces
 from deepfake.data import Faces, Prepared, ensure_store
 from deepfake.features import Features, ensure_features, robust_features
-from deepfake.fit import Feed
 from deepfake.models import build_head, build_model, frozen_backbone, load_weights, whole_state
 from deepfake.parallel import Progress
+from deepfake.training import Feed
 from study.config import Objective, StudyConfig, is_leak
 from study.datasets import Dataset, dataset
 

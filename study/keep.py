@@ -23,7 +23,6 @@ from deepfake.export import (
     write_model,
     write_onnx,
 )
-from deepfake.fit import evaluate
 from deepfake.metrics import (
     choose_threshold,
     confusion_matrix,
@@ -36,6 +35,7 @@ from deepfake.metrics import (
 from deepfake.models import count_parameters
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
+from deepfake.training import evaluate
 from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluated import Evaluated, Evaluation, SplitFigures

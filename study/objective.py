@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from deepfake.checkpoint import Checkpoints
 from deepfake.config import TrainConfig
-from deepfake.fit import EpochStats, FitResult, fit
+from deepfake.training import Checkpoints, EpochStats, FitResult, fit
 from study.by_hand import check_stopped
 from study.claimed import Slot, lost_if_finished
 from study.config import StudyConfig, flattened, public_yaml

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deepfake.checkpoint import check_writable
 from deepfake.data import Prepared
 from deepfake.errors import UserError
 from deepfake.models import load_weights
+from deepfake.training import check_writable
 from study.by_hand import is_stopped
 from study.config import StudyConfig
 from study.delivery import check_tracking, sync

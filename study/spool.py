@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deepfake.config import TrainConfig
-from deepfake.fit import EpochStats, FitResult
 from deepfake.metrics import confusion_matrix, measure
 from deepfake.models import state_dict_sha256
+from deepfake.training import EpochStats, FitResult
 from study.config import StudyConfig
 from study.datasets import Dataset
 from study.figures import confusion_figure, curves_figure

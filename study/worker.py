@@ -13,9 +13,9 @@ from functools import partial
 
 import torch
 
-from deepfake.checkpoint import Checkpoints, check_writable
 from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memory
+from deepfake.training import Checkpoints, check_writable
 from study.by_hand import check_stopped
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final

@@ -2,7 +2,7 @@
 
 import torch
 
-from deepfake.fit import EpochStats, FitResult
+from deepfake.training.loop import EpochStats, FitResult
 from study.spool import SlotRun
 
 LABELS = torch.tensor([0, 1, 1, 0])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepfake.checkpoint import CheckpointError, Checkpoints, check_writable
 from deepfake.errors import UserError
+from deepfake.training.checkpoint import CheckpointError, Checkpoints, check_writable
 
 N = 4096  # weights: 16 KB, most of a file
 
@@ -290,7 +290,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import epoch_of, save
-from deepfake.checkpoint import Checkpoints
+from deepfake.training.checkpoint import Checkpoints
 files = Checkpoints(Path(sys.argv[1]), int(sys.argv[3]))
 first = epoch_of(files.load()) + 1
 print(first, flush=True)
@@ -332,7 +332,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import save
-from deepfake.checkpoint import CheckpointError, Checkpoints
+from deepfake.training.checkpoint import CheckpointError, Checkpoints
 files = Checkpoints(Path(sys.argv[1]))
 save(files, 0, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))  # half a file

@@ -17,8 +17,8 @@ from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
 from deepfake.features import Features, ensure_features, features_path, rows_to_embed
-from deepfake.fit import evaluate, fit
 from deepfake.models import build_head, build_model, frozen_backbone, whole_state
+from deepfake.training.loop import evaluate, fit
 from tests.photos import prepared_set
 
 CPU = torch.device("cpu")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake.checkpoint import CheckpointError, Checkpoints
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
-from deepfake.fit import EpochStats, evaluate, fit, train_one_epoch
 from deepfake.metrics.classification import cross_entropy
 from deepfake.models import build_model
 from deepfake.reproducibility import derive_seed, set_precision
+from deepfake.training.checkpoint import CheckpointError, Checkpoints
+from deepfake.training.loop import EpochStats, evaluate, fit, train_one_epoch
 
 CPU = torch.device("cpu")
 INIT = 2**31  # what fit takes in the place of an epoch for the seed of the initial weights

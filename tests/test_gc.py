@@ -15,8 +15,8 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from deepfake.checkpoint import Checkpoints
 from deepfake.errors import UserError
+from deepfake.training.checkpoint import Checkpoints
 from study.config import StudyConfig, TrackingError
 from study.final import Evaluator
 from study.finals import contenders_of_search

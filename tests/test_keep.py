@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from deepfake.config import Hyperparameters
 from deepfake.data.store import Faces
 from deepfake.export import ExportedModel, load_exported
-from deepfake.fit import evaluate
 from deepfake.models import build_model
+from deepfake.training.loop import evaluate
 from tests.exported import both_ways
 from tests.mlflow_server import MlflowServer
 from tests.runs import Folder

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deepfake.checkpoint import Checkpoints
+from deepfake.training.checkpoint import Checkpoints
 from study.joining import join
 from tests.chaos import EPOCH
 from tests.forked import Forked, wait_until

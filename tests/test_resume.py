@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepfake.checkpoint import Checkpoints
+from deepfake.training.checkpoint import Checkpoints
 from study.joining import join
 from study.records import SlotRecord
 from study.slots import Slots

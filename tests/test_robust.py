@@ -12,15 +12,15 @@ from mlflow import MlflowClient
 from torch import nn
 
 from deepfake.augment import augmented
-from deepfake.checkpoint import Checkpoints
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.corruptions import robust_faces
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.features import Features, ensure_features, robust_features
-from deepfake.fit import evaluate, fit
 from deepfake.metrics.classification import cross_entropy
 from deepfake.models import build_head, build_model, frozen_backbone
+from deepfake.training.checkpoint import Checkpoints
+from deepfake.training.loop import evaluate, fit
 from study.config import final_of
 from study.joining import join
 from tests.photos import prepared_set

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepfake.config import TrainConfig
-from deepfake.fit import FitResult
+from deepfake.training.loop import FitResult
 from study.journal import Journal, SpoolError
 from study.spool import Spool, run_name
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train

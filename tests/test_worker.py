@@ -11,9 +11,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from deepfake.checkpoint import CheckpointError
 from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
+from deepfake.training.checkpoint import CheckpointError
 from study import worker
 from study.claimed import Slot, SlotLost
 from study.config import StudyConfig

@@ -13,10 +13,10 @@ from benches.table import Row
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data import Faces, prepare_data
 from deepfake.features import Features, ensure_features
-from deepfake.fit import Feed, fit
 from deepfake.models import build_head, build_model, frozen_backbone
 from deepfake.parallel import available_cores
 from deepfake.sample import draw_sample
+from deepfake.training import Feed, fit
 
 PHOTOS, SIDE_PX, EPOCHS, LOOP_EPOCHS = 120, 128, 10, 1
 CPU = torch.device("cpu")

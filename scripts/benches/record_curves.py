@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.data import Faces, prepare_data
-from deepfake.fit import fit
 from deepfake.models import build_model, load_weights
 from deepfake.reproducibility import derive_seed
 from deepfake.sample import draw_sample
+from deepfake.training import fit
 
 PHOTOS, SIDE_PX, EPOCHS, SEED = 400, 64, 10, 0
 VARIANTS: tuple[Variant, ...] = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")

@@ -12,11 +12,11 @@ from benches.table import Row
 from deepfake.audit import audit
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data import Faces, prepare_data
-from deepfake.fit import fit
 from deepfake.metrics import measure
 from deepfake.models import build_model
 from deepfake.parallel import available_cores
 from deepfake.sample import draw_sample
+from deepfake.training import fit
 
 PROBED_PHOTOS, TRAINED_PHOTOS, TIMED_PHOTOS = 1670, 600, 200  # 1670 photos hold 5,000 faces
 SHORTCUTS = {"geometry": 0.55, "colours": 0.62, "encoding": 0.55, "surroundings": 0.55}

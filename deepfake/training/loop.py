@@ -5,9 +5,10 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,57 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deepfake.config import TrainConfig
 from deepfake.metrics import accuracy, cross_entropy, predict
 from deepfake.reproducibility import autocast, derive_seed, set_precision
-from deepfake.saving import Saving, Unwanted
+
+Stats = TypeVar("Stats")
+
+
+class Unwanted(Exception):
+    """The report of the epoch before was answered with False: nothing more is to be trained."""
+
+
+class Saving(Generic[Stats]):
+    """Checkpoint, then report, for one epoch at a time: the first in a thread of its own."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        save: Callable[[int, dict[str, Any]], None],
+        report: Callable[[Stats], bool],
+    ) -> None:
+        """save is called in the pool's thread, report in the caller's."""
+        self.seconds = 0.0  # that the caller spent here
+        self._pool, self._save, self._report = pool, save, report
+        self._pending: tuple[Future[None], Stats] | None = None
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls, save: Callable[[int, dict[str, Any]], None], report: Callable[[Stats], bool]
+    ) -> Iterator["Saving[Stats]"]:
+        """For a `with`; what is being written when it is left is written to its end."""
+        with ThreadPoolExecutor(1, "checkpoint") as pool:
+            yield cls(pool, save, report)
+
+    def begin(self, epoch: int, stats: Stats, state: dict[str, Any]) -> None:
+        """Save a state that nobody changes any more, and report stats once that is done."""
+        assert self._pending is None
+        self._pending = (self._pool.submit(self._save, epoch, state), stats)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Report the epoch if it is saved. Raises Unwanted, and what save or report raises."""
+        if self._pending is None:
+            return
+        (saved, stats), started = self._pending, time.perf_counter()
+        if wait or saved.done():
+            self._pending = None
+            saved.result()
+            # amid an epoch: what a report draws must not change the dropout that follows
+            with torch.random.fork_rng(devices=[]):
+                go_on = self._report(stats)
+            self.seconds += time.perf_counter() - started
+            if not go_on:
+                raise Unwanted
+
 
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
 _INIT = 2**31  # in the place of an epoch, for the seed of the initial weights
