@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from deepfake.config import Split
-from deepfake.corruptions import VERSION
 from deepfake.data import (
     Change,
     Faces,
@@ -29,6 +28,7 @@ from deepfake.errors import DataError
 from deepfake.models import MOBILENET_FEATURES, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
+from deepfake.transforms import VERSION
 
 CHUNK_ROWS = 512  # what one worker takes at a time, and loses if it is killed
 BATCH_ROWS = 64  # fixed, whoever embeds: a row's bits may depend on its batch

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from deepfake.augment import augmentation
 from deepfake.config import SEEN, DataConfig, TrainConfig
 from deepfake.data import (
     CROPS,
@@ -38,6 +37,7 @@ from deepfake.models import MOBILENET_FEATURES, build_head, build_model
 from deepfake.parallel import available_cores
 from deepfake.reproducibility import full_precision
 from deepfake.training import EVAL_BATCHES, Checkpoints, EpochStats, evaluate, fit
+from deepfake.transforms import augmentation
 
 TIMED_S = 3.0  # of the epoch that counts
 FEWEST, MOST = 2, 400  # batches of it

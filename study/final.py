@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from deepfake.config import SPLITS, Split
-from deepfake.corruptions import SUITE
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
@@ -27,6 +26,7 @@ from deepfake.models import build_model, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
 from deepfake.training import EVAL_BATCHES, evaluate
+from deepfake.transforms import SUITE
 from study.analysis import analyse
 from study.config import StudyConfig
 from study.datasets import dataset

@@ -7,14 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from deepfake.augment import augmented
 from deepfake.config import Split, TrainConfig
-from deepfake.corruptions import robust_faces
 from deepfake.data import Faces, Prepared, ensure_store
 from deepfake.features import Features, ensure_features, robust_features
 from deepfake.models import build_head, build_model, frozen_backbone, load_weights, whole_state
 from deepfake.parallel import Progress
 from deepfake.training import Feed
+from deepfake.transforms import augmented, robust_faces
 from study.config import Objective, StudyConfig, is_leak
 from study.datasets import Dataset, dataset
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepfake.config import TrainConfig
-from deepfake.corruptions import SUITE, logits_under
 from deepfake.data import PHOTO, Faces
 from deepfake.metrics import (
     Floats,
@@ -23,6 +22,7 @@ from deepfake.metrics import (
     percentiles,
     predict,
 )
+from deepfake.transforms import SUITE, logits_under
 from study.finals import Contender
 
 CLEAN = "clean"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from deepfake.augment import augmented
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise
 from deepfake.models import build_model
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import fit
+from deepfake.transforms.augment import augmented
 from tests.photos import prepared_set
 from tests.test_fit import Stop, assert_same, stop_after
 

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
-from deepfake.corruptions import (
+from deepfake.data.store import Faces, normalise
+from deepfake.transforms.corruptions import (
     SUITE,
     Corruption,
     blur,
@@ -24,8 +25,7 @@ from deepfake.corruptions import (
     robust_faces,
     under,
 )
-from deepfake.data.store import Faces, normalise
-from deepfake.jpeg import jpeg
+from deepfake.transforms.jpeg import jpeg
 from tests.photos import prepared_set
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from deepfake.corruptions import SUITE
+from deepfake.transforms.corruptions import SUITE
 from tests.browser import (
     chromium,
     console_errors,

@@ -11,9 +11,7 @@ import torch
 from mlflow import MlflowClient
 from torch import nn
 
-from deepfake.augment import augmented
 from deepfake.config import Augment, ImageSize, TrainConfig
-from deepfake.corruptions import robust_faces
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.features import Features, ensure_features, robust_features
@@ -21,6 +19,8 @@ from deepfake.metrics.classification import cross_entropy
 from deepfake.models import build_head, build_model, frozen_backbone
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import evaluate, fit
+from deepfake.transforms.augment import augmented
+from deepfake.transforms.corruptions import robust_faces
 from study.config import final_of
 from study.joining import join
 from tests.photos import prepared_set

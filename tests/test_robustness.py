@@ -16,13 +16,13 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
-from deepfake.corruptions import SUITE
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.metrics.bootstrap import auc_of_resamples, draw_photos, resample
 from deepfake.metrics.calibration import Chosen
 from deepfake.metrics.classification import measure
 from deepfake.training.loop import evaluate
+from deepfake.transforms.corruptions import SUITE
 from study.diagrams import corruption_figures
 from study.figures import corruptions_figure
 from study.finals import Contender

@@ -14,13 +14,13 @@ from torch.nn import functional
 from torch.optim import Adam
 
 from benches.table import Row
-from deepfake.augment import augmented
 from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.data import Faces, prepare_data
 from deepfake.models import build_model
 from deepfake.parallel import available_cores
 from deepfake.sample import draw_sample
 from deepfake.training import train_one_epoch
+from deepfake.transforms import augmented
 
 PHOTOS, ROUNDS = 60, 5
 SIDES: dict[Variant, int] = {"cnn": 128, "mobilenet_v2_finetuned": 96}

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deepfake.config import Augment, Blur, Downscale, Flip, Jpeg, Noise, Step
-from deepfake.corruptions import blur, downscale, noise
 from deepfake.data import Change, Faces
-from deepfake.jpeg import jpeg
+from deepfake.transforms.corruptions import blur, downscale, noise
+from deepfake.transforms.jpeg import jpeg
 
 
 def augmented(faces: Faces, augment: Augment | None) -> Faces:

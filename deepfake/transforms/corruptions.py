@@ -12,9 +12,9 @@ from torchvision.transforms.v2 import functional as vision
 
 from deepfake.config import TrainConfig
 from deepfake.data import Faces
-from deepfake.jpeg import jpeg
 from deepfake.reproducibility import full_precision
 from deepfake.training import evaluate
+from deepfake.transforms.jpeg import jpeg
 
 VERSION = 1  # raised when the same corruption gives other pixels: stored features are of one
 Kind = Literal["jpeg", "blur", "downscale", "noise", "brightness", "contrast"]
