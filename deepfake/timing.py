@@ -32,8 +32,7 @@ from deepfake.data import (
     store_path,
 )
 from deepfake.errors import DataError
-from deepfake.features import BATCH_ROWS
-from deepfake.models import MOBILENET_FEATURES, build_head, build_model
+from deepfake.models import BATCH_ROWS, MOBILENET_FEATURES, build_head, build_model
 from deepfake.parallel import available_cores
 from deepfake.reproducibility import full_precision
 from deepfake.training import EVAL_BATCHES, Checkpoints, EpochStats, evaluate, fit

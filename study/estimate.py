@@ -12,9 +12,8 @@ import torch
 from deepfake.config import Hyperparameters, TrainConfig, Variant
 from deepfake.data import stores_bytes
 from deepfake.errors import DataError
-from deepfake.features import rows_to_embed
 from deepfake.files import free_bytes
-from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights
+from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights, rows_to_embed
 from deepfake.parallel import in_parallel
 from deepfake.timing import Amount, Pace, measure_data, time_variant
 from deepfake.training import KEPT, check_writable

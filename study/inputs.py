@@ -9,8 +9,16 @@ from torch import Tensor, nn
 
 from deepfake.config import Split, TrainConfig
 from deepfake.data import Faces, Prepared, ensure_store
-from deepfake.features import Features, ensure_features, robust_features
-from deepfake.models import build_head, build_model, frozen_backbone, load_weights, whole_state
+from deepfake.models import (
+    Features,
+    build_head,
+    build_model,
+    ensure_features,
+    frozen_backbone,
+    load_weights,
+    robust_features,
+    whole_state,
+)
 from deepfake.parallel import Progress
 from deepfake.training import Feed
 from deepfake.transforms import augmented, robust_faces

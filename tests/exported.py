@@ -11,7 +11,7 @@ from deepfake.config import Hyperparameters, Variant
 from deepfake.data.store import Faces
 from deepfake.export import ExportedModel, ModelInfo, Preparation, Trained, write_model
 from deepfake.metrics.classification import fake_probability
-from deepfake.models import build_model, state_dict_sha256
+from deepfake.models.variants import build_model, state_dict_sha256
 from deepfake.predict import Prediction, predict
 from deepfake.training.loop import evaluate
 

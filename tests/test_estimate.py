@@ -3,8 +3,8 @@ import torch
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data.prepare import prepare_data
-from deepfake.features import ensure_features
-from deepfake.models import build_model, count_parameters, frozen_backbone
+from deepfake.models.features import ensure_features
+from deepfake.models.variants import build_model, count_parameters, frozen_backbone
 from deepfake.timing import Pace, measure_data, time_variant
 from study.estimate import SLOT_S, START_S, _makespan, _slots, estimate
 from tests.photos import draw_set

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake import features
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
-from deepfake.features import Features, ensure_features, features_path, rows_to_embed
-from deepfake.models import build_head, build_model, frozen_backbone, whole_state
+from deepfake.models.features import Features, ensure_features, features_path, rows_to_embed
+from deepfake.models.variants import (
+    build_head,
+    build_model,
+    features,
+    frozen_backbone,
+    whole_state,
+)
 from deepfake.training.loop import evaluate, fit
 from tests.photos import prepared_set
 
@@ -190,7 +195,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from deepfake import features
-from deepfake.models import frozen_backbone
+from deepfake.models.variants import frozen_backbone
 
 torch.set_num_threads(1)
 features.CHUNK_ROWS = 4

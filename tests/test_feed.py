@@ -8,7 +8,7 @@ from torchvision import transforms
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise, store_path
-from deepfake.models import build_model
+from deepfake.models.variants import build_model
 from deepfake.training.loop import fit
 from tests.large_store import draw_large_store, private_mib_of_feeding
 from tests.photos import prepared_set

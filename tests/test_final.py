@@ -19,7 +19,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 from deepfake.data.prepare import load_prepared
 from deepfake.data.splits import SplitClosed, read_split
 from deepfake.data.store import Faces
-from deepfake.models import cnn
+from deepfake.models.variants import cnn
 from study.final import Evaluator
 from study.inputs import Inputs
 from study.joining import create_or_join, join

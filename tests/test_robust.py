@@ -14,9 +14,9 @@ from torch import nn
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
-from deepfake.features import Features, ensure_features, robust_features
 from deepfake.metrics.classification import cross_entropy
-from deepfake.models import build_head, build_model, frozen_backbone
+from deepfake.models.features import Features, ensure_features, robust_features
+from deepfake.models.variants import build_head, build_model, frozen_backbone
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import evaluate, fit
 from deepfake.transforms.augment import augmented

@@ -12,8 +12,7 @@ from torch import nn
 from benches.table import Row
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data import Faces, prepare_data
-from deepfake.features import Features, ensure_features
-from deepfake.models import build_head, build_model, frozen_backbone
+from deepfake.models import Features, build_head, build_model, ensure_features, frozen_backbone
 from deepfake.parallel import available_cores
 from deepfake.sample import draw_sample
 from deepfake.training import Feed, fit

@@ -20,8 +20,7 @@ from benches.photos import draw_photos
 from benches.table import Row, figure
 from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
 from deepfake.data import Faces, ensure_store, prepare_data
-from deepfake.features import Features, ensure_features
-from deepfake.models import build_head, build_model, frozen_backbone
+from deepfake.models import Features, build_head, build_model, ensure_features, frozen_backbone
 from deepfake.training import Feed, train_one_epoch
 from study.config import StudyConfig
 from study.joining import create_or_join, join

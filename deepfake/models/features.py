@@ -25,7 +25,7 @@ from deepfake.data import (
     writing,
 )
 from deepfake.errors import DataError
-from deepfake.models import MOBILENET_FEATURES, state_dict_sha256
+from deepfake.models.variants import MOBILENET_FEATURES, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
 from deepfake.transforms import VERSION
