@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from deepfake.arms import leak_dir
+from deepfake.audit import leak_dir
 from deepfake.data import CROPS
 from study.config import StudyConfig, of_reruns
 from study.connection import sqlite_path

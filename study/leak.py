@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from deepfake.arms import Arm, arm_of, write_annotations
+from deepfake.audit import Arm, arm_of, write_annotations
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
 from deepfake.metrics import draw_photos, percentiles

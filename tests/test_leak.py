@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from deepfake.arms import arm_of, write_annotations
+from deepfake.audit.leak_arms import arm_of, write_annotations
 from deepfake.config import DataConfig
 from deepfake.data.layouts.openforensics import read_faces
 from deepfake.data.prepare import load_prepared, prepare_data

@@ -9,8 +9,8 @@ import scipy.fft
 from PIL import Image, ImageEnhance
 from scipy.spatial.distance import cdist
 
-from deepfake import likeness
-from deepfake.likeness import NEAR_BITS, nearest, perceptual_hash
+from deepfake.audit.leaks import perceptual_hash as likeness
+from deepfake.audit.perceptual_hash import NEAR_BITS, nearest, perceptual_hash
 from deepfake.sample import draw_sample
 
 Change = Callable[[Image.Image], Image.Image]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from deepfake.arms import arm_of, write_annotations
-from deepfake.audit import audit
+from deepfake.audit.leak_arms import arm_of, write_annotations
+from deepfake.audit.leaks import audit
 from deepfake.config import DataConfig
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import Opening, SplitClosed, read_split

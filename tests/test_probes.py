@@ -8,9 +8,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from deepfake.audit.shortcuts import (
+    Described,
+    Face,
+    Photo,
+    Verdict,
+    colours,
+    encoding,
+    geometry,
+    probe,
+    surroundings,
+)
 from deepfake.data.crops import crop_box
-from deepfake.probes import Described, Verdict, probe
-from deepfake.traits import Face, Photo, colours, encoding, geometry, surroundings
 from tests.photos import draw_photo
 
 BBOX = (20.0, 10.0, 40.0, 30.0)

@@ -14,12 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from deepfake.audit.perceptual_hash import perceptual_hash
+from deepfake.audit.shortcuts import TRAITS, Face, Photo
 from deepfake.config import SEEN
 from deepfake.data import UNREADABLE, cause_of, crop_box, read_photo
 from deepfake.errors import DataError
-from deepfake.likeness import perceptual_hash
 from deepfake.parallel import Progress, in_parallel
-from deepfake.traits import TRAITS, Face, Photo
 
 _PHOTOS_A_CHUNK = 16
 

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from deepfake.audit.perceptual_hash import NEAR_BITS, nearest
+from deepfake.audit.photo_scan import Traces, read_traces
+from deepfake.audit.shortcuts import TRAITS, Described, Verdict, probe
 from deepfake.config import SEEN, DataConfig, Split
 from deepfake.data import PHOTO, find_photos, load_prepared, ordered, read_places, read_split
 from deepfake.errors import DataError
-from deepfake.likeness import NEAR_BITS, nearest
 from deepfake.parallel import Progress
-from deepfake.probes import Described, Verdict, probe
-from deepfake.traces import Traces, read_traces
-from deepfake.traits import TRAITS
 
 Kind = Literal["id", "pixels", "near"]
 SAID = {
