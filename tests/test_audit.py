@@ -19,7 +19,7 @@ from deepfake.data.layouts.openforensics import COLUMNS
 from deepfake.data.prepare import NotPrepared, prepare_data
 from deepfake.data.splits import read_places, read_split
 from deepfake.errors import DataError
-from deepfake.sample import draw_sample
+from deepfake.sample.dataset import draw_sample
 from tests.photos import draw_photo, draw_set, face, write_json
 from tests.runs import REPOSITORY, Folder
 

@@ -11,7 +11,7 @@ from PIL import Image
 from deepfake.config import SEEN, DataConfig
 from deepfake.data.prepare import Prepared, prepare_data
 from deepfake.data.splits import read_split
-from deepfake.sample import draw_sample
+from deepfake.sample.dataset import draw_sample
 from study.data_sheet import FACES, data_sheet
 from tests.photos import draw_set
 

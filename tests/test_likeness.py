@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from deepfake.audit.leaks import perceptual_hash as likeness
 from deepfake.audit.perceptual_hash import NEAR_BITS, nearest, perceptual_hash
-from deepfake.sample import draw_sample
+from deepfake.sample.dataset import draw_sample
 
 Change = Callable[[Image.Image], Image.Image]
 

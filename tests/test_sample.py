@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from deepfake.config import FAKE, REAL
 from deepfake.data.layouts.openforensics import read_faces
-from deepfake.sample import draw_sample, seed_of
+from deepfake.sample.dataset import draw_sample, seed_of
 
 PHOTOS = 12
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 
 from deepfake.config import FAKE, REAL
 from deepfake.parallel import in_parallel
-from deepfake.portrait import (
+from deepfake.sample.portrait import (
     Floats,
     Identity,
     Pose,
