@@ -1,4 +1,4 @@
-"""What tells the label without the face: traits of a crop and its photo, and probes that are trained on each."""
+"""What tells the label without the face: traits of crop and photo, and a probe of each."""
 
 import io
 from collections.abc import Callable
