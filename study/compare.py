@@ -7,7 +7,7 @@ from deepfake.baselines import FIGURES
 from deepfake.config import FAKE, LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
-from study.config import StudyConfig, fingerprint
+from study.config import StudyConfig, fingerprint_of
 from study.records import SlotRecord, best_of
 from study.slots import Slots
 
@@ -102,7 +102,7 @@ def refuse_other_settings(slots: Slots, prepared: Prepared) -> dict[str, Any]:
     have changed since: what was evaluated stands.
     """
     theirs = slots.attributes()["fingerprint"]
-    ours = fingerprint(slots.config, prepared, theirs["train.weights (sha256)"])
+    ours = fingerprint_of(slots.config, prepared, theirs["train.weights (sha256)"])
     settings = {key: value for key, value in ours.items() if not key.endswith("(sha256)")}
     hashes = {key: value for key, value in theirs.items() if key.endswith("(sha256)")}
     slots.refuse_other(settings | hashes)

@@ -318,7 +318,9 @@ def has_reruns_alone(config: StudyConfig) -> bool:
     return config.name.endswith((FINAL, *LEAKS))
 
 
-def fingerprint(config: StudyConfig, prepared: "Prepared", weights_sha256: str) -> dict[str, Any]:
+def fingerprint_of(
+    config: StudyConfig, prepared: "Prepared", weights_sha256: str
+) -> dict[str, Any]:
     """What must not change while a study runs, by dotted key. No paths, budget or places."""
     train = config.train.model_dump(mode="json", exclude={"weights"})
     settings = {"train": train, "space": config.space.model_dump(mode="json")}

@@ -12,7 +12,7 @@ from deepfake.data import load_prepared
 from deepfake.errors import UserError
 from deepfake.parallel import Progress
 from study.checkup import Finding, checked, data, machine, packages
-from study.config import StudyConfig, fingerprint, has_reruns_alone, of_reruns, redact
+from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_reruns, redact
 from study.connection import LoggedRun, by_hand, sqlite_path
 from study.database import has_tables
 from study.delivery import check_tracking
@@ -132,7 +132,9 @@ def _fingerprint(slots: Slots) -> Iterator[Finding]:
     theirs = slots.attributes()["fingerprint"]
     # of the pretrained weights no word: to hash them, they may have to be downloaded
     weights_sha256 = theirs["train.weights (sha256)"]
-    slots.refuse_other(fingerprint(slots.config, load_prepared(slots.config.data), weights_sha256))
+    slots.refuse_other(
+        fingerprint_of(slots.config, load_prepared(slots.config.data), weights_sha256)
+    )
     yield Finding("study", "ok", "data and settings are those the study was created with")
 
 

@@ -18,7 +18,7 @@ from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memor
 from deepfake.training import Checkpoints, check_writable
 from study.by_hand import check_stopped
 from study.claimed import Slot, SlotLost
-from study.config import StudyConfig, fingerprint, has_reruns_alone, is_final
+from study.config import StudyConfig, fingerprint_of, has_reruns_alone, is_final
 from study.delivery import Delivery
 from study.inputs import Inputs
 from study.joining import NoStudy, create_or_join, join
@@ -121,7 +121,7 @@ def check_precision(config: StudyConfig, device: torch.device) -> None:
 
 
 def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
-    return fingerprint(config, inputs.prepared, inputs.weights_sha256)
+    return fingerprint_of(config, inputs.prepared, inputs.weights_sha256)
 
 
 def worker_name(pid: int) -> str:

@@ -9,7 +9,7 @@ import yaml
 from deepfake.config import Hyperparameters
 from deepfake.data.prepare import Prepared, Summary
 from deepfake.errors import ConfigError
-from study.config import Range, StudyConfig, fingerprint, public_yaml
+from study.config import Range, StudyConfig, fingerprint_of, public_yaml
 from study.load import load_config
 from tests.conftest import REPOSITORY
 
@@ -95,7 +95,7 @@ def test_the_fingerprint_ignores_places_and_budget_but_no_setting_that_changes_a
     make_config: MakeConfig,
 ) -> None:
     def of(*overrides: str) -> dict[str, object]:
-        return fingerprint(make_config(*overrides), PREPARED, "weights")
+        return fingerprint_of(make_config(*overrides), PREPARED, "weights")
 
     assert of() == of(
         "study.n_trials=50", "study.storage=sqlite:////tmp/x.db", "data.work_dir=/tmp/x"
@@ -158,7 +158,7 @@ def test_a_plain_study_does_not_mention_augment(make_config: MakeConfig) -> None
     params = config.baselines.baselines[0].params
     for text in (
         public_yaml(config),
-        str(fingerprint(config, PREPARED, "weights")),
+        str(fingerprint_of(config, PREPARED, "weights")),
         str(config.train_config(params, fixed=False).model_dump()),
         str(config.baseline_params(config.baselines.baselines[0]).model_dump()),
     ):
@@ -166,8 +166,8 @@ def test_a_plain_study_does_not_mention_augment(make_config: MakeConfig) -> None
 
 
 def test_augment_is_part_of_the_fingerprint(make_config: MakeConfig) -> None:
-    plain = fingerprint(make_config(), PREPARED, "weights")
-    of = fingerprint(make_config(AUGMENT, "space.augment_p={low: 0, high: 1}"), PREPARED, "w")
+    plain = fingerprint_of(make_config(), PREPARED, "weights")
+    of = fingerprint_of(make_config(AUGMENT, "space.augment_p={low: 0, high: 1}"), PREPARED, "w")
     assert {key: value for key, value in of.items() if "augment" in key} == {
         "augment.flip.p": 0.4,
         "augment.jpeg.p": 0.5,
