@@ -10,7 +10,7 @@ import optuna
 from deepfake.errors import UserError
 from study.config import StudyConfig, redact
 from study.mismatch import refuse_other
-from study.pruner import PeerMedianPruner
+from study.search import PeerMedianPruner
 from study.slots import Slots
 from study.storage import open_storage
 

@@ -18,8 +18,8 @@ from study.datasets import sources
 from study.inputs import Inputs
 from study.lease import Lease
 from study.records import DIVERGED, LastEpoch, Stage, State
+from study.search import suggest
 from study.slots import Slots
-from study.space import suggest
 from study.spool import SlotRun, run_name
 
 log = logging.getLogger(__name__)

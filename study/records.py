@@ -9,8 +9,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from deepfake.config import Hyperparameters
-from study.pruner import best_until
-from study.space import hyperparameters
+from study.search import best_until, hyperparameters
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
 STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed")

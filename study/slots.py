@@ -21,8 +21,8 @@ from study.database import exclusive, weights_lock
 from study.mismatch import StudyMismatch, refuse_other
 from study.outage import LONGEST_WAIT_S
 from study.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
+from study.search import sampler
 from study.silence import Silence
-from study.space import sampler
 from study.storage import Storage
 
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says

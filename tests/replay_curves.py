@@ -13,8 +13,9 @@ from optuna.trial import Trial, TrialState
 from deepfake.config import Hyperparameters
 from study.config import SearchConfig, Space, StudyConfig
 from study.load import load_config
-from study.pruner import PeerMedianPruner
-from study.space import sampler, suggest
+from study.search.pruner import PeerMedianPruner
+from study.search.sampler import sampler
+from study.search.space import suggest
 from tests.curve_pools import Curve, share_of
 
 NEAR = 1.01  # times the pool's best loss: near enough

@@ -26,8 +26,8 @@ from study.by_hand import (
 from study.config import StudyConfig, flattened
 from study.joining import create_or_join, join
 from study.mismatch import StudyMismatch
+from study.search.space import suggest
 from study.slots import Slots
-from study.space import suggest
 from study.stop import StudyStopped
 from study.storage import Storage
 from tests.exact import assert_exact

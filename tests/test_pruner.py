@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from study.pruner import PeerMedianPruner, best_until
+from study.search.pruner import PeerMedianPruner, best_until
 
 VARIANTS = CategoricalDistribution(("cnn", "mobilenet_v2_frozen"))
 

@@ -24,8 +24,8 @@ from study.page import number, share
 from study.recipe import commands, reproducible
 from study.records import SlotRecord
 from study.report import write_report
+from study.search.space import suggest
 from study.slots import Slots
-from study.space import suggest
 from tests.runs import Folder
 from tests.test_analysis import table
 

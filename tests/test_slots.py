@@ -21,8 +21,8 @@ from study.config import StudyConfig
 from study.joining import NoStudy, create_or_join, free_name, join
 from study.mismatch import StudyMismatch
 from study.records import LastEpoch, Stage, best_of, summary
+from study.search.space import suggest
 from study.slots import Slots
-from study.space import suggest
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]

@@ -9,8 +9,8 @@ from optuna.search_space import intersection_search_space
 
 from study.config import StudyConfig
 from study.joining import create_or_join
+from study.search.space import hyperparameters, suggest
 from study.slots import Slots
-from study.space import hyperparameters, suggest
 
 MakeConfig = Callable[..., StudyConfig]
 FINGERPRINT = {"study.seed": 0}

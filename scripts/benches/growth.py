@@ -24,7 +24,7 @@ from deepfake.models import Features, build_head, build_model, ensure_features, 
 from deepfake.training import Feed, train_one_epoch
 from study.config import StudyConfig
 from study.joining import create_or_join, join
-from study.space import suggest
+from study.search import suggest
 from tests import postgres
 from tests.runs import Folder
 

@@ -1,13 +1,11 @@
 """The search space: hyperparameters from a trial, and back. One flat space for all variants."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
 from deepfake.config import Hyperparameters
-from deepfake.reproducibility import derive_seed
 from study.config import Range, Space
 
 
@@ -34,16 +32,3 @@ def hyperparameters(params: Mapping[str, Any]) -> Hyperparameters | None:
     if not needed <= params.keys():
         return None
     return Hyperparameters.model_validate(dict(params))
-
-
-def sampler(
-    study_seed: int, slot: int, attempt: int, kind: Literal["tpe", "random"] = "tpe"
-) -> BaseSampler:
-    """With a generator of this slot's attempt: no worker, restarted or late, repeats draws."""
-    seed = derive_seed(study_seed, slot, attempt) % 2**32
-    if kind == "random":
-        return RandomSampler(seed)
-    # Optuna's defaults. On scripts/benches/pruning.py's curves, seeds 0 to 19, 5 or 15 startup
-    # trials, 12 or 100 candidates, independent dimensions and no constant liar moved the epochs
-    # to near the best by -19 to +25 %, none of them down everywhere.
-    return TPESampler(seed=seed)
