@@ -378,7 +378,7 @@ def worker(
         stop.follow_parent(parent)
     from study.config import final_of
     from study.device import pick_device
-    from study.outage import StorageError
+    from study.storage import StorageError
     from study.worker import TooManyFailed, work
 
     loaded = _load(config, set_)

@@ -14,7 +14,6 @@ from deepfake.parallel import Progress
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_reruns, redact
 from study.connection import LoggedRun, by_hand, sqlite_path
-from study.database import has_tables
 from study.delivery import check_tracking
 from study.disk import Usage, usage
 from study.joining import NoStudy, join
@@ -23,6 +22,7 @@ from study.replay import Replay, differs
 from study.shelf import Shelf
 from study.slots import Slots
 from study.spool import Spool
+from study.storage import has_tables
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from study.claimed import Slot, SlotLost
-from study.outage import StorageError
 from study.slots import Slots
+from study.storage import StorageError
 
 log = logging.getLogger(__name__)
 

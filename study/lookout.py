@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from study.by_hand import is_stopped
-from study.outage import StorageError
 from study.records import SlotRecord
 from study.slots import Slots
+from study.storage import StorageError
 
 LOOK_S = 0.5
 AWAY_S = 5.0  # between two looks at a study database that is away

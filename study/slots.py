@@ -17,13 +17,11 @@ from deepfake.errors import UserError
 from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.claimed import Slot, lost, lost_if_finished
 from study.config import StudyConfig, has_reruns_alone
-from study.database import exclusive, weights_lock
 from study.mismatch import StudyMismatch, refuse_other
-from study.outage import LONGEST_WAIT_S
 from study.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
 from study.search import sampler
 from study.silence import Silence
-from study.storage import Storage
+from study.storage import LONGEST_WAIT_S, Storage, exclusive, weights_lock
 
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
 LOOK_S = 0.5  # between two looks at silent workers

@@ -26,11 +26,11 @@ from study.journal import SpoolError
 from study.lease import Lease
 from study.machine import Machine
 from study.objective import Attempt, Outcome, run_trial
-from study.outage import OUTAGE_S, StorageAway
 from study.records import SlotRecord
 from study.slots import Slots
 from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal, exit_within
+from study.storage import OUTAGE_S, StorageAway
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 from mlflow import MlflowClient
 
 from study.joining import NoStudy, join
-from study.outage import StorageError
 from study.slots import Slots
+from study.storage.retry import StorageError
 from tests.runs import Folder
 
 

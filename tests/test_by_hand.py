@@ -29,7 +29,7 @@ from study.mismatch import StudyMismatch
 from study.search.space import suggest
 from study.slots import Slots
 from study.stop import StudyStopped
-from study.storage import Storage
+from study.storage.rdb import Storage
 from tests.exact import assert_exact
 from tests.runs import Folder, without_frozen
 from tests.test_study import checkpoints, curve, wait_for

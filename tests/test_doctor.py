@@ -20,12 +20,12 @@ from mlflow import MlflowClient
 from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
 from study.config import StudyConfig
-from study.database import has_tables
 from study.doctor import Diagnosis, examine
 from study.joining import create_or_join, join
 from study.replay import Replay
 from study.slots import Slots
 from study.spool import Spool
+from study.storage.connection import has_tables
 from tests.photos import draw_set
 from tests.postgres import Postgres
 from tests.recorded import train

@@ -20,9 +20,9 @@ from study import lookout as lookout_module
 from study.command import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
 from study.launch import LocalWorkers, assign_gpus, visible_gpus, watch
 from study.lookout import Lookout
-from study.outage import StorageAway
 from study.place import Launcher, Placement
 from study.stop import StopSignal
+from study.storage.retry import StorageAway
 from study.worker import worker_name
 from tests.exact import assert_exact, holders, wait_for
 from tests.runs import Folder

@@ -21,8 +21,8 @@ from sqlalchemy.exc import (
 )
 
 from deepfake.errors import UserError
-from study import outage
-from study.outage import Patience, StorageAway, is_final, is_outage
+from study.storage.rdb import retry as outage
+from study.storage.retry import Patience, StorageAway, is_final, is_outage
 
 SECRET = "c4nary-p4ssword"
 

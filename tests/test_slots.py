@@ -15,7 +15,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study import storage
 from study.claimed import SlotLost
 from study.config import StudyConfig
 from study.joining import NoStudy, create_or_join, free_name, join
@@ -23,6 +22,7 @@ from study.mismatch import StudyMismatch
 from study.records import LastEpoch, Stage, best_of, summary
 from study.search.space import suggest
 from study.slots import Slots
+from study.storage.rdb import rdb as storage
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]

@@ -16,12 +16,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
-from study import storage as own_storage
-from study import trials as own_trials
 from study.config import SearchConfig, StudyConfig, redact
-from study.database import exclusive
-from study.outage import StorageError
-from study.storage import Storage, open_storage
+from study.storage.connection import exclusive
+from study.storage.rdb import Storage, open_storage
+from study.storage.rdb import queries as own_trials
+from study.storage.rdb import rdb as own_storage
+from study.storage.retry import StorageError
 from tests.postgres import PASSWORD, Postgres
 
 MakeConfig = Callable[..., StudyConfig]

@@ -256,7 +256,7 @@ def test_opening_an_optuna_storage_is_seen(snippet):
     [
         "from optuna.storages import RDBStorage\ndef join(storage: RDBStorage) -> None: ...",
         "import optuna\noptuna.load_study(study_name=n, storage=storage)",
-        "from study.storage import open_storage\nopen_storage(config.study)",
+        "from study.storage.rdb import open_storage\nopen_storage(config.study)",
     ],
 )
 def test_using_a_storage_that_was_handed_in_is_allowed(snippet):

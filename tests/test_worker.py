@@ -22,10 +22,10 @@ from study.inputs import Inputs
 from study.joining import create_or_join, join
 from study.lease import Lease
 from study.objective import Attempt, Outcome, begin_run, run_trial
-from study.outage import StorageAway
 from study.search.space import suggest
 from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal
+from study.storage.retry import StorageAway
 from study.worker import STALLED, TooManyFailed, checkpoints_of, set_up, study_fingerprint, work
 from tests.photos import draw_set
 

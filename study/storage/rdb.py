@@ -24,9 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from study.config import SearchConfig, redact
-from study.database import engine_kwargs, exclusive, has_tables, make_safe, reason_of
-from study.outage import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
-from study.trials import (
+from study.storage.connection import engine_kwargs, exclusive, has_tables, make_safe, reason_of
+from study.storage.queries import (
     AT_ONCE,
     add_waiting,
     attempts_of,
@@ -38,6 +37,7 @@ from study.trials import (
     slot_with,
     study_attributes,
 )
+from study.storage.retry import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
