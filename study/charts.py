@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from deepfake.config import Variant
 from study.config import OBJECTIVES, Range, Space
-from study.records import SlotRecord
+from study.slots import SlotRecord
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
 

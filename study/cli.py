@@ -271,11 +271,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
-    from study.by_hand import check_trials, grow
-    from study.joining import free_name
     from study.live import StudyView
     from study.place import Placement, named, slurm_dir
     from study.run import begin, run_workers
+    from study.slots import check_trials, free_name, grow
     from study.slurm import submitted
 
     loaded = _load(config, set_)
@@ -417,9 +416,8 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Add one trial with these parameters to the study; its budget grows by one."""
-    from study.by_hand import enqueue as add
-    from study.by_hand import given_params
-    from study.joining import join
+    from study.slots import enqueue as add
+    from study.slots import given_params, join
 
     loaded = _load(config, set_)
     given = given_params(params, loaded.space)
@@ -436,9 +434,8 @@ def enqueue(
 @app.command()
 def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """End the study's workers on all machines, behind the epochs that they are in."""
-    from study.by_hand import stop_study
     from study.config import of_reruns
-    from study.joining import NoStudy, join
+    from study.slots import NoStudy, join, stop_study
 
     loaded = _load(config, set_)
     final, *leaks = of_reruns(loaded)
@@ -481,11 +478,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
-    from study.by_hand import is_stopped
-    from study.joining import join
     from study.live import StudyView
     from study.lookout import follow
-    from study.records import summary
+    from study.slots import is_stopped, join, summary
     from study.tables import status_table
 
     loaded = _load(config, set_)
@@ -525,10 +520,10 @@ def evaluate(
     from study.device import pick_device
     from study.final import Evaluator
     from study.finals import contenders_of_final, contenders_of_search
-    from study.joining import join
     from study.live import progress_bars
     from study.place import Launcher, Placement
     from study.scores import evaluation_table
+    from study.slots import join
 
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
         raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
@@ -630,8 +625,8 @@ def compare(
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
     from study.compare import compare as compare_with_report
-    from study.joining import join
     from study.scores import comparison_table
+    from study.slots import join
 
     found = compare_with_report(join(_load(config, set_)))
     _print(found, comparison_table(found), as_json)
@@ -644,8 +639,8 @@ def report(
     set_: Set = None,
 ) -> None:
     """One self-contained HTML file: history, slices, trials, curves, the comparison."""
-    from study.joining import join
     from study.report import write_report
+    from study.slots import join
 
     loaded = _load(config, set_)
     typer.echo(write_report(join(loaded), out or Path(f"{loaded.name}.html")))
@@ -666,9 +661,9 @@ def export(
 
     from deepfake.errors import UserError
     from study.device import pick_device
-    from study.joining import join
     from study.keep import keep
     from study.live import progress_bars
+    from study.slots import join
 
     if trial != "best" and not trial.isdecimal():
         raise UserError(f"--trial {trial}: must be best or the number of a slot")
@@ -724,7 +719,7 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from study.config import of_reruns
     from study.delivery import SyncResult
     from study.delivery import sync as deliver_left_over
-    from study.joining import NoStudy
+    from study.slots import NoStudy
 
     loaded = _load(config, set_)
     found, missing = SyncResult(0, 0, 0), []
@@ -881,7 +876,7 @@ def _again(command: str, config: Path, set_: list[str] | None) -> str:
 
 def _say_what_is_left(slots: "Slots", again: str) -> None:
     """And let workers run, should the study be stopped."""
-    from study.by_hand import lift_stop
+    from study.slots import lift_stop
 
     name, records = slots.config.name, slots.records()
     if lift_stop(slots):
@@ -899,7 +894,7 @@ def _say_how_it_ended(
     name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
 ) -> int:
     """Print the result of `run`, and the commands for what is left; its exit code."""
-    from study.records import summary
+    from study.slots import summary
     from study.tables import status_table
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)

@@ -8,8 +8,7 @@ from deepfake.config import FAKE, LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
 from study.config import StudyConfig, fingerprint_of
-from study.records import SlotRecord, best_of
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, best_of
 
 _STALE = "the best trial has changed since the test split was opened; evaluate again"
 SAME_DATA = 0.01  # releases of OpenForensics differ by a few faces

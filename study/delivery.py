@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 from deepfake.errors import UserError
 from study.config import StudyConfig, TrackingError
 from study.connection import sqlite_path
-from study.joining import join
 from study.journal import Journal
 from study.replay import Replay
-from study.slots import Slots
+from study.slots import Slots, join
 from study.spool import Spool
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,7 @@ from typing import Any
 
 from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
 from study.page import markdown
-from study.records import SlotRecord, best_of
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, best_of
 
 MOST_CHARACTERS = 8000  # of a tag in MLflow
 

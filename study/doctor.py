@@ -16,11 +16,9 @@ from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_rerun
 from study.connection import LoggedRun, by_hand, sqlite_path
 from study.delivery import check_tracking
 from study.disk import Usage, usage
-from study.joining import NoStudy, join
-from study.records import SlotRecord
 from study.replay import Replay, differs
 from study.shelf import Shelf
-from study.slots import Slots
+from study.slots import NoStudy, SlotRecord, Slots, join
 from study.spool import Spool
 from study.storage import has_tables
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from study.records import SlotRecord
+from study.slots import SlotRecord
 
 LEAST = 2  # finished slots that a forecast needs
 

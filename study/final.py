@@ -39,9 +39,8 @@ from study.inputs import Inputs
 from study.objective import hardware
 from study.predictions import Finalist, prediction_rows, read_predictions, write_predictions
 from study.proof import prove
-from study.records import SlotRecord
 from study.robustness import Row, falls_of, first_seeds, write_corruptions
-from study.slots import Slots
+from study.slots import SlotRecord, Slots
 from study.spool import Spool
 from study.steps import Steps, quiet
 from study.tracking import Tracker

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 from deepfake.errors import UserError
 from study.config import final_of, has_reruns_alone
-from study.joining import create_or_join
 from study.predictions import Role
-from study.records import Rerun, SlotRecord
-from study.slots import Slots
+from study.slots import Rerun, SlotRecord, Slots, create_or_join
 
 
 @dataclass(frozen=True)

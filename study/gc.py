@@ -12,10 +12,8 @@ from deepfake.data import CROPS, store_path
 from study.config import StudyConfig, TrackingError
 from study.disk import Usage, bytes_of
 from study.finals import incumbents
-from study.joining import join
-from study.records import SlotRecord
 from study.shelf import Shelf
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, join
 from study.spool import WEIGHTS, Spool
 from study.worker import checkpoints_of
 

@@ -42,9 +42,8 @@ from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.final import Evaluator
 from study.inputs import Inputs
 from study.origin import git_commit
-from study.records import SlotRecord, best_of
 from study.registry import CHAMPION, REPORT_BASELINE, register, stands_for
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, best_of
 from study.spool import Spool
 from study.steps import Steps, quiet
 

@@ -15,11 +15,9 @@ from study.analysis import measure_all
 from study.config import StudyConfig, leak_name
 from study.final import Evaluator
 from study.finals import contenders_of_reruns
-from study.joining import NoStudy
 from study.predictions import finalists_of, of_split
-from study.records import Rerun
 from study.run import begin
-from study.slots import Slots
+from study.slots import NoStudy, Rerun, Slots
 from study.verdict import MIN_SEEDS, Estimate, Welch, difference
 
 ARMS: tuple[Arm, ...] = get_args(Arm)

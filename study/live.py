@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.eta import duration, seconds_left
-from study.records import SlotRecord, best_of
+from study.slots import SlotRecord, best_of
 
 COLUMNS = {  # of the live table: the terminal's width from which it is shown
     "slot": 0,

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from study.by_hand import is_stopped
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, is_stopped
 from study.storage import StorageError
 
 LOOK_S = 0.5

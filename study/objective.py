@@ -11,15 +11,21 @@ import torch
 
 from deepfake.config import TrainConfig
 from deepfake.training import Checkpoints, EpochStats, FitResult, fit
-from study.by_hand import check_stopped
-from study.claimed import Slot, lost_if_finished
 from study.config import StudyConfig, flattened, public_yaml
 from study.datasets import sources
 from study.inputs import Inputs
-from study.lease import Lease
-from study.records import DIVERGED, LastEpoch, Stage, State
 from study.search import suggest
-from study.slots import Slots
+from study.slots import (
+    DIVERGED,
+    LastEpoch,
+    Lease,
+    Slot,
+    Slots,
+    Stage,
+    State,
+    check_stopped,
+    lost_if_finished,
+)
 from study.spool import SlotRun, run_name
 
 log = logging.getLogger(__name__)

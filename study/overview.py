@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from study.charts import COLOURS, NEUTRAL, figure_layout, of_slots
 from study.config import OBJECTIVES, Range, Space
-from study.records import SlotRecord, best_of
+from study.slots import SlotRecord, best_of
 
 LINES = 150  # of parallel coordinates
 

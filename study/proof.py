@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from deepfake.config import TrainConfig
 from deepfake.errors import UserError
 from study.config import OBJECTIVES
-from study.records import SlotRecord
+from study.slots import SlotRecord
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of the objective, where bits may differ
 

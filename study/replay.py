@@ -11,8 +11,7 @@ from study.connection import LoggedRun
 from study.datasets import known
 from study.description import describe
 from study.journal import Entry, Journal
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots import SlotRecord, Slots
 from study.spool import Spool
 from study.tracking import STATUS, Tracker
 

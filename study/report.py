@@ -26,8 +26,7 @@ from study.origin import git_commit
 from study.overview import LINES, parallel_figure, pruning_figure, shown, spared, stops, top
 from study.page import render
 from study.recipe import commands, reproducible
-from study.records import STATES, SlotRecord, best_of
-from study.slots import Slots
+from study.slots import STATES, SlotRecord, Slots, best_of
 from study.spool import Spool
 from study.tested import tested_content
 from study.tracking import Tracker

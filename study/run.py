@@ -9,16 +9,13 @@ from deepfake.data import Prepared
 from deepfake.errors import UserError
 from deepfake.models import load_weights
 from deepfake.training import check_writable
-from study.by_hand import is_stopped
 from study.config import StudyConfig
 from study.delivery import check_tracking, sync
 from study.inputs import Inputs
-from study.joining import create_or_join
 from study.launch import outlives_its_parent, watch
 from study.lookout import Lookout, View
 from study.place import Placement
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots import SlotRecord, Slots, create_or_join, is_stopped
 from study.spool import Spool
 from study.stop import StopSignal
 from study.storage import check_storage

@@ -28,7 +28,7 @@ from study.datasets import Dataset
 from study.figures import confusion_figure, curves_figure
 from study.journal import Journal, SpoolError
 from study.origin import source_tags
-from study.records import State
+from study.slots import State
 
 if TYPE_CHECKING:
     from study.machine import Machine

@@ -10,7 +10,7 @@ from rich.text import Text
 from deepfake.files import size_text
 from study.eta import duration
 from study.live import COLOURS, trial_line
-from study.records import STATES, SlotRecord, best_of
+from study.slots import STATES, SlotRecord, best_of
 
 if TYPE_CHECKING:
     from deepfake.audit import Audit

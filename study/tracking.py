@@ -42,8 +42,7 @@ from study.connection import (
 )
 from study.datasets import Dataset
 from study.origin import source_tags
-from study.records import State
-from study.slots import Slots
+from study.slots import Slots, State
 from study.spool import EPOCH_METRICS, WEIGHTS, Spool
 from study.view import VIEW, runs_view
 

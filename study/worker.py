@@ -16,18 +16,23 @@ import torch
 from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memory
 from deepfake.training import Checkpoints, check_writable
-from study.by_hand import check_stopped
-from study.claimed import Slot, SlotLost
 from study.config import StudyConfig, fingerprint_of, has_reruns_alone, is_final
 from study.delivery import Delivery
 from study.inputs import Inputs
-from study.joining import NoStudy, create_or_join, join
 from study.journal import SpoolError
-from study.lease import Lease
 from study.machine import Machine
 from study.objective import Attempt, Outcome, run_trial
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots import (
+    Lease,
+    NoStudy,
+    Slot,
+    SlotLost,
+    SlotRecord,
+    Slots,
+    check_stopped,
+    create_or_join,
+    join,
+)
 from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal, exit_within
 from study.storage import OUTAGE_S, StorageAway

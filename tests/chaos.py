@@ -21,9 +21,9 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from study.config import StudyConfig
-from study.joining import join
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots.records import SlotRecord
+from study.slots.slots import Slots
+from study.slots.study import join
 from tests import mlflow_server, postgres
 from tests.forked import WAIT_S, Forked, wait_until
 from tests.runs import Folder

@@ -6,8 +6,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from study.joining import NoStudy, join
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import NoStudy, join
 from study.storage.retry import StorageError
 from tests.runs import Folder
 

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from deepfake.errors import ConfigError
-from study.by_hand import (
+from study.config import StudyConfig, flattened
+from study.mismatch import StudyMismatch
+from study.search.space import suggest
+from study.slots.budget import (
     check_stopped,
     check_trials,
     enqueue,
@@ -23,11 +26,8 @@ from study.by_hand import (
     lift_stop,
     stop_study,
 )
-from study.config import StudyConfig, flattened
-from study.joining import create_or_join, join
-from study.mismatch import StudyMismatch
-from study.search.space import suggest
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.stop import StudyStopped
 from study.storage.rdb import Storage
 from tests.exact import assert_exact

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from study.joining import create_or_join
+from study.slots.study import create_or_join
 from tests.runs import REPOSITORY, Folder
 
 HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib", "plotly")

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from study.config import StudyConfig, TrackingError
 from study.delivery import Delivery, check_tracking, sync
-from study.joining import create_or_join, join
 from study.load import load_config
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.spool import Spool
 from tests.mlflow_server import MlflowServer, store_image
 from tests.recorded import LABELS, result, start, stats, train

@@ -6,9 +6,9 @@ import pytest
 
 from study.config import StudyConfig, final_of
 from study.description import MOST_CHARACTERS, describe
-from study.joining import create_or_join
 from study.search.space import suggest
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join
 
 MakeConfig = Callable[..., StudyConfig]
 

@@ -21,9 +21,9 @@ from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
 from study.config import StudyConfig
 from study.doctor import Diagnosis, examine
-from study.joining import create_or_join, join
 from study.replay import Replay
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.spool import Spool
 from study.storage.connection import has_tables
 from tests.photos import draw_set
@@ -100,7 +100,7 @@ def test_an_empty_database_file_stays_empty(make_config: MakeConfig, tmp_path: P
 def test_the_slot_of_a_killed_worker_is_found_and_freed(slots: Slots) -> None:
     code = """
 import sys, time
-from study.joining import join
+from study.slots.study import join
 from study.config import StudyConfig
 config = StudyConfig.model_validate_json(sys.stdin.read())
 print(join(config).claim("host:2").number, flush=True)

@@ -14,7 +14,7 @@ import torch
 from deepfake.data.prepare import prepare_data
 from study import final
 from study.inputs import Inputs
-from study.joining import create_or_join, join
+from study.slots.study import create_or_join, join
 from study.worker import study_fingerprint
 from tests.exported import draw_model
 from tests.forked import Forked, wait_until

@@ -9,7 +9,7 @@ from PIL import Image
 
 from study.config import StudyConfig, TrackingError
 from study.exhibits import exhibits, logged_exhibits
-from study.joining import create_or_join
+from study.slots.study import create_or_join
 from study.tracking import Tracker
 from tests.test_analysis import table
 

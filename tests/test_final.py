@@ -22,10 +22,10 @@ from deepfake.data.store import Faces
 from deepfake.models.variants import cnn
 from study.final import Evaluator
 from study.inputs import Inputs
-from study.joining import create_or_join, join
 from study.load import load_config
 from study.proof import ProofFailed
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.worker import study_fingerprint
 from tests.runs import REPOSITORY, Folder
 from tests.small_study import SLOTS

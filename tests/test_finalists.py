@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from study.analysis import analyse
 from study.config import final_of
-from study.joining import NoStudy, join
 from study.predictions import read_predictions
+from study.slots.study import NoStudy, join
 from tests.runs import Folder
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,10 @@ from deepfake.errors import UserError
 from deepfake.reproducibility import derive_seed
 from study.config import StudyConfig, final_of
 from study.finals import begin_final, contenders_of_final, contenders_of_search, incumbents
-from study.joining import NoStudy, create_or_join, join
 from study.mismatch import StudyMismatch
 from study.search.space import suggest
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import NoStudy, create_or_join, join
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]

@@ -21,10 +21,10 @@ from study.config import StudyConfig, TrackingError
 from study.final import Evaluator
 from study.finals import contenders_of_search
 from study.gc import collect
-from study.joining import create_or_join, join
 from study.replay import Replay
 from study.shelf import Shelf
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.spool import Spool
 from study.tracking import Tracker
 from study.worker import checkpoints_of
@@ -214,7 +214,7 @@ def test_the_best_are_counted_among_drawn_trials_as_evaluate_chooses_them(
 READING = """
 import sys, time
 from study.config import StudyConfig
-from study.joining import join
+from study.slots.study import join
 config = StudyConfig.model_validate_json(sys.stdin.read())
 with join(config).reading_weights():
     print("reading", flush=True)

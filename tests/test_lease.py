@@ -9,11 +9,10 @@ from multiprocessing import get_context
 
 import pytest
 
-from study.claimed import SlotLost
 from study.config import StudyConfig
-from study.joining import create_or_join, join
-from study.lease import Lease
-from study.slots import Slots
+from study.slots.lease import Lease, SlotLost
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 
 MakeConfig = Callable[..., StudyConfig]
 

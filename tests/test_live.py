@@ -13,10 +13,10 @@ from deepfake.config import Hyperparameters, Variant
 from study.eta import seconds_left
 from study.final import Evaluator
 from study.finals import contenders_of_search
-from study.joining import join
 from study.live import live_table, progress_bars
-from study.records import LastEpoch, SlotRecord, Stage, State
-from study.slots import Slots
+from study.slots.records import LastEpoch, SlotRecord, Stage, State
+from study.slots.slots import Slots
+from study.slots.study import join
 from tests.runs import Folder
 from tests.terminal import CTRL_C, Terminal
 

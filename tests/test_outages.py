@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepfake.training.checkpoint import Checkpoints
-from study.joining import join
+from study.slots.study import join
 from tests.chaos import EPOCH
 from tests.forked import Forked, wait_until
 from tests.mlflow_server import MlflowServer, store_image

@@ -18,13 +18,13 @@ from mlflow.entities import Run
 
 from study.config import StudyConfig, TrackingError
 from study.datasets import Dataset
-from study.joining import create_or_join, join
 from study.journal import SpoolError
 from study.machine import Machine
-from study.records import SlotRecord, State
 from study.replay import BATCH, Replay
 from study.shelf import Shelf, runs_page
-from study.slots import Slots
+from study.slots.records import SlotRecord, State
+from study.slots.slots import Slots
+from study.slots.study import create_or_join, join
 from study.spool import Spool
 from tests.mlflow_server import store_image
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train

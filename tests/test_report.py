@@ -18,14 +18,14 @@ from study import charts
 from study.analysis import analyse
 from study.config import Space, StudyConfig
 from study.gallery import PICTURES
-from study.joining import create_or_join
 from study.load import load_config
 from study.page import number, share
 from study.recipe import commands, reproducible
-from study.records import SlotRecord
 from study.report import write_report
 from study.search.space import suggest
-from study.slots import Slots
+from study.slots.records import SlotRecord
+from study.slots.slots import Slots
+from study.slots.study import create_or_join
 from tests.runs import Folder
 from tests.test_analysis import table
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from deepfake.training.checkpoint import Checkpoints
-from study.joining import join
-from study.records import SlotRecord
-from study.slots import Slots
+from study.slots.records import SlotRecord
+from study.slots.slots import Slots
+from study.slots.study import join
 from study.spool import SlotRun
 from study.worker import worker_name
 from tests.chaos import EPOCH

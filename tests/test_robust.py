@@ -22,7 +22,7 @@ from deepfake.training.loop import evaluate, fit
 from deepfake.transforms.augment import augmented
 from deepfake.transforms.corruptions import robust_faces
 from study.config import final_of
-from study.joining import join
+from study.slots.study import join
 from tests.photos import prepared_set
 from tests.runs import Folder
 from tests.test_fit import Feed, Stop, assert_same, config_of, curve, faces, lrs, stop_after

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from study.silence import Silence
+from study.slots.lease import Silence
 
 CONFIRM_S = 4.0
 

@@ -15,13 +15,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.claimed import SlotLost
 from study.config import StudyConfig
-from study.joining import NoStudy, create_or_join, free_name, join
 from study.mismatch import StudyMismatch
-from study.records import LastEpoch, Stage, best_of, summary
 from study.search.space import suggest
-from study.slots import Slots
+from study.slots.lease import SlotLost
+from study.slots.records import LastEpoch, Stage, best_of, summary
+from study.slots.slots import Slots
+from study.slots.study import NoStudy, create_or_join, free_name, join
 from study.storage.rdb import rdb as storage
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
@@ -240,8 +240,8 @@ def test_a_trial_added_from_outside_is_no_slot(make_config: MakeConfig, storage_
 CLAIM_AND_HANG = """
 import json, sys, time
 from study.config import StudyConfig
-from study.lease import Lease
-from study.joining import join
+from study.slots.lease import Lease
+from study.slots.study import join
 from tests.test_slots import config_from
 slots = join(config_from(sys.argv[1]))
 slot = slots.claim("dying:1")

@@ -8,9 +8,9 @@ import pytest
 from optuna.search_space import intersection_search_space
 
 from study.config import StudyConfig
-from study.joining import create_or_join
 from study.search.space import hyperparameters, suggest
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join
 
 MakeConfig = Callable[..., StudyConfig]
 FINGERPRINT = {"study.seed": 0}

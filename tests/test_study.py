@@ -13,8 +13,8 @@ from mlflow.entities import Run
 
 from deepfake.data.prepare import prepare_data
 from study.inputs import Inputs
-from study.joining import create_or_join
 from study.load import load_config
+from study.slots.study import create_or_join
 from study.worker import study_fingerprint
 from tests.runs import Folder
 

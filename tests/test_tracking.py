@@ -13,9 +13,9 @@ import torch
 from mlflow import MlflowClient
 
 from study.config import StudyConfig, TrackingError
-from study.joining import create_or_join
 from study.replay import Replay
-from study.slots import Slots
+from study.slots.slots import Slots
+from study.slots.study import create_or_join
 from study.spool import EPOCH_METRICS, Spool
 from study.tracking import Tracker
 from tests.mlflow_server import MlflowServer, running, store_image
@@ -123,7 +123,7 @@ OPENS = """
 import sys
 from pathlib import Path
 from study.load import load_config
-from study.joining import join
+from study.slots.study import join
 from study.tracking import Tracker
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
 print(Tracker(config, join(config)).parent_id)

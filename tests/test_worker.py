@@ -15,14 +15,13 @@ from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
 from deepfake.training.checkpoint import CheckpointError
 from study import worker
-from study.claimed import Slot, SlotLost
 from study.config import StudyConfig
 from study.device import pick_device
 from study.inputs import Inputs
-from study.joining import create_or_join, join
-from study.lease import Lease
 from study.objective import Attempt, Outcome, begin_run, run_trial
 from study.search.space import suggest
+from study.slots.lease import Lease, Slot, SlotLost
+from study.slots.study import create_or_join, join
 from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal
 from study.storage.retry import StorageAway

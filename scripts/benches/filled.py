@@ -11,8 +11,7 @@ from optuna.distributions import (
 )
 
 from study.config import StudyConfig
-from study.joining import create_or_join
-from study.slots import Slots
+from study.slots import Slots, create_or_join
 from study.storage import open_storage
 
 EPOCHS = 10

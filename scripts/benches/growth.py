@@ -23,8 +23,8 @@ from deepfake.data import Faces, ensure_store, prepare_data
 from deepfake.models import Features, build_head, build_model, ensure_features, frozen_backbone
 from deepfake.training import Feed, train_one_epoch
 from study.config import StudyConfig
-from study.joining import create_or_join, join
 from study.search import suggest
+from study.slots import create_or_join, join
 from tests import postgres
 from tests.runs import Folder
 

@@ -9,7 +9,7 @@ from deepfake.config import Hyperparameters
 from deepfake.errors import SYNONYMS, ConfigError, explain
 from study.config import Range, Space, StudyConfig, flattened
 from study.mismatch import StudyMismatch, refuse_other
-from study.slots import Slots
+from study.slots.slots import Slots
 from study.stop import StudyStopped
 
 MOST_SLOTS = 100_000

@@ -11,7 +11,7 @@ from deepfake.errors import UserError
 from study.config import StudyConfig, redact
 from study.mismatch import refuse_other
 from study.search import PeerMedianPruner
-from study.slots import Slots
+from study.slots.slots import Slots
 from study.storage import open_storage
 
 

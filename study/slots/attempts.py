@@ -6,7 +6,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from study.config import SearchConfig, StudyConfig
-from study.records import lost_in_a_row
+from study.slots.records import lost_in_a_row
 
 
 def by_slot(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:

@@ -14,13 +14,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from deepfake.config import Hyperparameters
 from deepfake.errors import UserError
-from study.attempts import by_slot, failure, new_slots, next_attempts, waiting
-from study.claimed import Slot, lost, lost_if_finished
 from study.config import StudyConfig, has_reruns_alone
 from study.mismatch import StudyMismatch, refuse_other
-from study.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
 from study.search import sampler
-from study.silence import Silence
+from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
+from study.slots.lease import Silence, Slot, lost, lost_if_finished
+from study.slots.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
 from study.storage import LONGEST_WAIT_S, Storage, exclusive, weights_lock
 
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
