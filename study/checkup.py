@@ -34,7 +34,7 @@ from deepfake.errors import DataError
 from deepfake.files import free_bytes, sha256_of, size_text
 from deepfake.parallel import Progress, available_cores
 from study.config import StudyConfig
-from study.connection import sqlite_path
+from study.tracking import sqlite_path
 
 log = logging.getLogger(__name__)
 

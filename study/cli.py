@@ -717,9 +717,9 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from study.config import of_reruns
-    from study.delivery import SyncResult
-    from study.delivery import sync as deliver_left_over
     from study.slots import NoStudy
+    from study.tracking import SyncResult
+    from study.tracking import sync as deliver_left_over
 
     loaded = _load(config, set_)
     found, missing = SyncResult(0, 0, 0), []
@@ -790,7 +790,7 @@ def ui(
     set_: Set = None,
 ) -> None:
     """Start the MLflow UI on this study's store, on 127.0.0.1."""
-    from study.ui import serve_ui
+    from study.tracking import serve_ui
 
     raise typer.Exit(serve_ui(_load(config, set_), port, typer.echo))
 

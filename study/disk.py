@@ -8,7 +8,7 @@ from sqlalchemy.engine import make_url
 from deepfake.audit import leak_dir
 from deepfake.data import CROPS
 from study.config import StudyConfig, of_reruns
-from study.connection import sqlite_path
+from study.tracking import sqlite_path
 
 
 @dataclass(frozen=True)

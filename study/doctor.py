@@ -13,14 +13,19 @@ from deepfake.errors import UserError
 from deepfake.parallel import Progress
 from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_reruns, redact
-from study.connection import LoggedRun, by_hand, sqlite_path
-from study.delivery import check_tracking
 from study.disk import Usage, usage
-from study.replay import Replay, differs
-from study.shelf import Shelf
 from study.slots import NoStudy, SlotRecord, Slots, join
-from study.spool import Spool
 from study.storage import has_tables
+from study.tracking import (
+    LoggedRun,
+    Replay,
+    Shelf,
+    Spool,
+    by_hand,
+    check_tracking,
+    differs,
+    sqlite_path,
+)
 
 FIX = "deepfake-study doctor CONFIG --fix"
 SYNC = "deepfake-study sync CONFIG"

@@ -29,11 +29,9 @@ from deepfake.training import EVAL_BATCHES, evaluate
 from deepfake.transforms import SUITE
 from study.analysis import analyse
 from study.config import StudyConfig
-from study.datasets import dataset
-from study.description import describe
 from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.exhibits import exhibits
-from study.figures import confusion_figure, corruptions_figure
+from study.figures import corruptions_figure
 from study.finals import Contender, incumbents, of_search
 from study.inputs import Inputs
 from study.objective import hardware
@@ -41,9 +39,8 @@ from study.predictions import Finalist, prediction_rows, read_predictions, write
 from study.proof import prove
 from study.robustness import Row, falls_of, first_seeds, write_corruptions
 from study.slots import SlotRecord, Slots
-from study.spool import Spool
 from study.steps import Steps, quiet
-from study.tracking import Tracker
+from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
 from study.worker import set_up, study_fingerprint
 
 log = logging.getLogger(__name__)

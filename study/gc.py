@@ -12,9 +12,8 @@ from deepfake.data import CROPS, store_path
 from study.config import StudyConfig, TrackingError
 from study.disk import Usage, bytes_of
 from study.finals import incumbents
-from study.shelf import Shelf
 from study.slots import SlotRecord, Slots, join
-from study.spool import WEIGHTS, Spool
+from study.tracking import WEIGHTS, Shelf, Spool
 from study.worker import checkpoints_of
 
 

@@ -23,7 +23,7 @@ from deepfake.parallel import Progress
 from deepfake.training import Feed
 from deepfake.transforms import augmented, robust_faces
 from study.config import Objective, StudyConfig, is_leak
-from study.datasets import Dataset, dataset
+from study.tracking import Dataset, dataset
 
 
 @dataclass

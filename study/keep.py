@@ -41,11 +41,9 @@ from study.config import OBJECTIVES, StudyConfig
 from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.final import Evaluator
 from study.inputs import Inputs
-from study.origin import git_commit
-from study.registry import CHAMPION, REPORT_BASELINE, register, stands_for
 from study.slots import SlotRecord, Slots, best_of
-from study.spool import Spool
 from study.steps import Steps, quiet
+from study.tracking import CHAMPION, REPORT_BASELINE, Spool, git_commit, register, stands_for
 
 REGISTER_S = 600.0  # another evaluate is at it: two models are traced and written
 

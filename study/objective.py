@@ -12,7 +12,6 @@ import torch
 from deepfake.config import TrainConfig
 from deepfake.training import Checkpoints, EpochStats, FitResult, fit
 from study.config import StudyConfig, flattened, public_yaml
-from study.datasets import sources
 from study.inputs import Inputs
 from study.search import suggest
 from study.slots import (
@@ -26,7 +25,7 @@ from study.slots import (
     check_stopped,
     lost_if_finished,
 )
-from study.spool import SlotRun, run_name
+from study.tracking import SlotRun, run_name, sources
 
 log = logging.getLogger(__name__)
 

@@ -22,14 +22,12 @@ from study.compare import compare, refuse_other_settings
 from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.data_sheet import LABEL_COLOURS, data_sheet
 from study.diagrams import CANDIDATES, candidate_symbols, corruption_figures
-from study.origin import git_commit
 from study.overview import LINES, parallel_figure, pruning_figure, shown, spared, stops, top
 from study.page import render
 from study.recipe import commands, reproducible
 from study.slots import STATES, SlotRecord, Slots, best_of
-from study.spool import Spool
 from study.tested import tested_content
-from study.tracking import Tracker
+from study.tracking import Spool, Tracker, git_commit
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
 

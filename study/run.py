@@ -10,15 +10,14 @@ from deepfake.errors import UserError
 from deepfake.models import load_weights
 from deepfake.training import check_writable
 from study.config import StudyConfig
-from study.delivery import check_tracking, sync
 from study.inputs import Inputs
 from study.launch import outlives_its_parent, watch
 from study.lookout import Lookout, View
 from study.place import Placement
 from study.slots import SlotRecord, Slots, create_or_join, is_stopped
-from study.spool import Spool
 from study.stop import StopSignal
 from study.storage import check_storage
+from study.tracking import Spool, check_tracking, sync
 from study.worker import study_fingerprint
 
 

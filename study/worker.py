@@ -17,10 +17,7 @@ from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memory
 from deepfake.training import Checkpoints, check_writable
 from study.config import StudyConfig, fingerprint_of, has_reruns_alone, is_final
-from study.delivery import Delivery
 from study.inputs import Inputs
-from study.journal import SpoolError
-from study.machine import Machine
 from study.objective import Attempt, Outcome, run_trial
 from study.slots import (
     Lease,
@@ -33,9 +30,9 @@ from study.slots import (
     create_or_join,
     join,
 )
-from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal, exit_within
 from study.storage import OUTAGE_S, StorageAway
+from study.tracking import Delivery, Machine, SlotRun, Spool, SpoolError
 
 log = logging.getLogger(__name__)
 

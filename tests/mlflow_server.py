@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from study.machine import PREFIX
+from study.tracking.system_metrics import PREFIX
 
 START_S = 120  # the server imports for seconds, on a busy machine for many
 TIMED = ("seconds", "images_per_s")  # differ from one training to the next

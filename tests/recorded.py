@@ -3,7 +3,7 @@
 import torch
 
 from deepfake.training.loop import EpochStats, FitResult
-from study.spool import SlotRun
+from study.tracking.spool import SlotRun
 
 LABELS = torch.tensor([0, 1, 1, 0])
 # the first and the last face are right: one real as real, one real as fake, and so on

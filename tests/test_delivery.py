@@ -14,11 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from study.config import StudyConfig, TrackingError
-from study.delivery import Delivery, check_tracking, sync
 from study.load import load_config
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.spool import Spool
+from study.tracking.delivery import Delivery, check_tracking, sync
+from study.tracking.spool import Spool
 from tests.mlflow_server import MlflowServer, store_image
 from tests.recorded import LABELS, result, start, stats, train
 from tests.runs import Folder
@@ -144,7 +144,7 @@ def test_an_error_in_the_thread_does_not_reach_training(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("study.delivery.Replay", broken)
+    monkeypatch.setattr("study.tracking.delivery.Replay", broken)
     with Delivery(slots.config, slots, spool_of(slots), drain_s=1) as delivery:
         start(delivery.spool.run(0, 0))
         eventually(lambda: "runs are not delivered" in said.text)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from study.config import StudyConfig, final_of
-from study.description import MOST_CHARACTERS, describe
 from study.search.space import suggest
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
+from study.tracking.description import MOST_CHARACTERS, describe
 
 MakeConfig = Callable[..., StudyConfig]
 

@@ -21,11 +21,11 @@ from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
 from study.config import StudyConfig
 from study.doctor import Diagnosis, examine
-from study.replay import Replay
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.spool import Spool
 from study.storage.connection import has_tables
+from study.tracking.delivery import Replay
+from study.tracking.spool import Spool
 from tests.photos import draw_set
 from tests.postgres import Postgres
 from tests.recorded import train

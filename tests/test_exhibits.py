@@ -10,7 +10,7 @@ from PIL import Image
 from study.config import StudyConfig, TrackingError
 from study.exhibits import exhibits, logged_exhibits
 from study.slots.study import create_or_join
-from study.tracking import Tracker
+from study.tracking.tracker import Tracker
 from tests.test_analysis import table
 
 SHA = "a" * 64

@@ -21,12 +21,11 @@ from study.config import StudyConfig, TrackingError
 from study.final import Evaluator
 from study.finals import contenders_of_search
 from study.gc import collect
-from study.replay import Replay
-from study.shelf import Shelf
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.spool import Spool
-from study.tracking import Tracker
+from study.tracking.delivery import Replay
+from study.tracking.spool import Spool
+from study.tracking.tracker import Shelf, Tracker
 from study.worker import checkpoints_of
 from tests.mlflow_server import MlflowServer
 from tests.postgres import Postgres

@@ -5,7 +5,7 @@ import threading
 import psutil
 import pytest
 
-from study.machine import Machine
+from study.tracking.system_metrics import Machine
 from tests.exact import wait_for
 
 ALWAYS = {

@@ -17,15 +17,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from study.config import StudyConfig, TrackingError
-from study.datasets import Dataset
-from study.journal import SpoolError
-from study.machine import Machine
-from study.replay import BATCH, Replay
-from study.shelf import Shelf, runs_page
 from study.slots.records import SlotRecord, State
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.spool import Spool
+from study.tracking.delivery import BATCH, Replay
+from study.tracking.provenance import Dataset
+from study.tracking.spool import Spool, SpoolError
+from study.tracking.system_metrics import Machine
+from study.tracking.tracker import Shelf, runs_page
 from tests.mlflow_server import store_image
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train
 

@@ -15,7 +15,7 @@ from deepfake.training.checkpoint import Checkpoints
 from study.slots.records import SlotRecord
 from study.slots.slots import Slots
 from study.slots.study import join
-from study.spool import SlotRun
+from study.tracking.spool import SlotRun
 from study.worker import worker_name
 from tests.chaos import EPOCH
 from tests.forked import Forked, wait_until

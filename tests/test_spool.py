@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 from deepfake.config import TrainConfig
 from deepfake.training.loop import FitResult
-from study.journal import Journal, SpoolError
-from study.spool import Spool, run_name
+from study.tracking.spool import Journal, Spool, SpoolError, run_name
 from tests.recorded import LABELS, WEIGHTS, result, start, stats, train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -126,7 +125,7 @@ def test_what_was_said_before_a_sigkill_is_there(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from study.spool import Spool
+from study.tracking.spool import Spool
 from tests.recorded import train
 train(Spool(Path({str(tmp_path)!r})).run(0, 0), epochs=2)
 os.kill(os.getpid(), signal.SIGKILL)

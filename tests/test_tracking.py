@@ -13,11 +13,11 @@ import torch
 from mlflow import MlflowClient
 
 from study.config import StudyConfig, TrackingError
-from study.replay import Replay
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
-from study.spool import EPOCH_METRICS, Spool
-from study.tracking import Tracker
+from study.tracking.delivery import Replay
+from study.tracking.spool import EPOCH_METRICS, Spool
+from study.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer, running, store_image
 from tests.postgres import Postgres
 from tests.recorded import WEIGHTS, start, train
@@ -124,7 +124,7 @@ import sys
 from pathlib import Path
 from study.load import load_config
 from study.slots.study import join
-from study.tracking import Tracker
+from study.tracking.tracker import Tracker
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
 print(Tracker(config, join(config)).parent_id)
 """

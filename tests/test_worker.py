@@ -22,9 +22,9 @@ from study.objective import Attempt, Outcome, begin_run, run_trial
 from study.search.space import suggest
 from study.slots.lease import Lease, Slot, SlotLost
 from study.slots.study import create_or_join, join
-from study.spool import SlotRun, Spool
 from study.stop import Stopped, StopSignal
 from study.storage.retry import StorageAway
+from study.tracking.spool import SlotRun, Spool
 from study.worker import STALLED, TooManyFailed, checkpoints_of, set_up, study_fingerprint, work
 from tests.photos import draw_set
 

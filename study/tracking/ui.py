@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from study.config import StudyConfig, TrackingError
-from study.shelf import runs_page
+from study.tracking.tracker import runs_page
 
 START_S = 120  # MLflow's server imports for seconds, on a busy machine for many
 

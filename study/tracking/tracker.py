@@ -1,8 +1,4 @@
-"""MLflow's runs: one parent run a study, one child run a slot.
-
-Beside it only connection.py, shelf.py (looks), registry.py (models) and machine.py (system
-metrics) import mlflow.
-"""
+"""MLflow's runs, metrics and artifacts of one study: written, and looked at again."""
 
 import json
 import logging
@@ -12,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -28,10 +24,12 @@ from torch import Tensor
 
 from deepfake.data import COLUMNS
 from study.config import StudyConfig, TrackingError, public_yaml
-from study.connection import (
+from study.slots import Slots, State
+from study.tracking.client import (
     AWAY,
     OPEN_S,
     LoggedRun,
+    has_tables,
     logged_run,
     one_line,
     reached,
@@ -40,11 +38,9 @@ from study.connection import (
     sqlite_path,
     tables,
 )
-from study.datasets import Dataset
-from study.origin import source_tags
-from study.slots import Slots, State
-from study.spool import EPOCH_METRICS, WEIGHTS, Spool
-from study.view import VIEW, runs_view
+from study.tracking.description import VIEW, runs_view
+from study.tracking.provenance import Dataset, source_tags
+from study.tracking.spool import EPOCH_METRICS, WEIGHTS, Spool
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -364,3 +360,73 @@ def _witness(run_id: str) -> Iterator[None]:
         yield
     except AWAY as error:
         log.warning("run %s: not logged: %s", run_id, one_line(error))
+
+
+class Shelf:
+    """The experiment of one study, if there is one: a Tracker would create it."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, study_id: str, uri: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+        self.study_id = study_id
+        self.uri = uri
+
+    @classmethod
+    def of(cls, config: StudyConfig, study_id: str) -> Self | None:
+        """None if the study has no experiment there; TrackingError if it was deleted, too."""
+        uri = config.tracking.uri
+        with reached(uri):
+            if (sqlite := sqlite_path(uri)) is not None and not has_tables(sqlite):
+                return None  # a client would create them
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(config.name)
+            if experiment is None:
+                return None
+            refuse_deleted(experiment, uri)
+            return cls(client, str(experiment.experiment_id), study_id, uri)
+
+    def runs(self) -> list[LoggedRun]:
+        """Of slots, more than one of a slot if there are. Raises TrackingError."""
+        with reached(self.uri):
+            found = search_runs(self.client, self.experiment_id, self.study_id, "tags.slot != ''")
+            return [logged_run(run) for run in found]
+
+    def weights_bytes(self, run_id: str) -> int:
+        """0 if the run has none. Raises TrackingError."""
+        with reached(self.uri):
+            folder = WEIGHTS.rpartition("/")[0]
+            files = self.client.list_artifacts(run_id, folder)
+            return sum(file.file_size or 0 for file in files if file.path == WEIGHTS)
+
+    def is_registered(self, run_id: str) -> bool:
+        """Whether a model of the registry came from the run. Raises TrackingError."""
+        with reached(self.uri):
+            return bool(self.client.search_model_versions(f"run_id = '{run_id}'"))
+
+    def remove_weights(self, run_id: str) -> None:
+        """For good; the run says so in a tag. Raises TrackingError, also if the store can't."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with reached(self.uri):
+            where = self.client.get_run(run_id).info.artifact_uri
+            store = get_artifact_repository(where, tracking_uri=self.uri)
+            self.client.set_tag(run_id, *REMOVED)  # first: a kill in between leaves no riddle
+            store.delete_artifacts(WEIGHTS)
+        if self.weights_bytes(run_id):  # not every kind of store deletes
+            raise TrackingError(f"run {run_id}: {where} does not delete {WEIGHTS}")
+
+
+def runs_page(config: StudyConfig) -> str:
+    """The part of the UI's address behind the host that shows the study's runs.
+
+    Raises TrackingError if the study is not in the store.
+    """
+    uri = config.tracking.uri
+    with reached(uri):
+        experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(config.name)
+        if experiment is not None:
+            refuse_deleted(experiment, uri)
+    if experiment is None:
+        raise TrackingError(f"study '{config.name}' has no runs in {uri} yet")
+    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return f"#/experiments/{experiment.experiment_id}/runs?{query}"

@@ -1,13 +1,41 @@
-"""The faces a run was given, a data set for each split, as MLflow's UI names them."""
+"""Where a run came from: the data sets and the code."""
 
+import getpass
+import os
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from deepfake.config import FAKE
 from deepfake.data import Prepared
+
+
+def source_tags() -> dict[str, str]:
+    """Tags of a run; MLflow's UI shows those that it names itself."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    tags = {"mlflow.user": user, "mlflow.source.name": "deepfake-study"}
+    if commit := git_commit():
+        tags |= {"mlflow.source.git.commit": commit, "git_commit": commit}
+    return tags
+
+
+def git_commit() -> str | None:
+    """The commit this code is at, with -dirty behind it if it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or installed without its history
+        return None
+    return found.stdout.strip()
+
 
 CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words; of all others: testing
 

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 from deepfake.export import ModelInfo
-from study.tracking import Tracker
+from study.tracking.tracker import Tracker
 
 CHAMPION, REPORT_BASELINE = "champion", "report-baseline"  # aliases
 
