@@ -195,9 +195,9 @@ def _price_leak(
     device: str | None,
 ) -> "Price":
     """Train both arms of a leak and compare them; the command ends here if it is stopped."""
-    from study.device import pick_device
     from study.leak import ARMS, begin_arm, price
     from study.place import Launcher, Placement
+    from study.worker import pick_device
 
     placement = Placement(Launcher.LOCAL, workers, device=device)
     placement.check(config, os.environ)
@@ -273,9 +273,10 @@ def run(
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
     from study.live import StudyView
     from study.place import Placement, named, slurm_dir
-    from study.run import begin, run_workers
+    from study.run import run_workers
     from study.slots import check_trials, free_name, grow
     from study.slurm import submitted
+    from study.worker import begin
 
     loaded = _load(config, set_)
     if sampler is not None:
@@ -376,9 +377,8 @@ def worker(
     if parent is not None:
         stop.follow_parent(parent)
     from study.config import final_of
-    from study.device import pick_device
     from study.storage import StorageError
-    from study.worker import TooManyFailed, work
+    from study.worker import TooManyFailed, pick_device, work
 
     loaded = _load(config, set_)
     if final:
@@ -517,13 +517,13 @@ def evaluate(
     """Prove the best trials and the baselines from logged weights, then open test for them."""
     from dataclasses import asdict
 
-    from study.device import pick_device
     from study.final import Evaluator
     from study.finals import contenders_of_final, contenders_of_search
     from study.live import progress_bars
     from study.place import Launcher, Placement
     from study.scores import evaluation_table
     from study.slots import join
+    from study.worker import pick_device
 
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
         raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
@@ -660,10 +660,10 @@ def export(
     from dataclasses import asdict
 
     from deepfake.errors import UserError
-    from study.device import pick_device
     from study.keep import keep
     from study.live import progress_bars
     from study.slots import join
+    from study.worker import pick_device
 
     if trial != "best" and not trial.isdecimal():
         raise UserError(f"--trial {trial}: must be best or the number of a slot")
@@ -693,7 +693,7 @@ def predict(
     from deepfake.export import load_exported
     from deepfake.predict import Prediction, Refused
     from deepfake.predict import predict as judge
-    from study.device import pick_device
+    from study.worker import pick_device
 
     loaded = load_exported(model, pick_device(device))
     found = list(judge(loaded, pictures, boxes))

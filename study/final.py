@@ -33,15 +33,13 @@ from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.exhibits import exhibits
 from study.figures import corruptions_figure
 from study.finals import Contender, incumbents, of_search
-from study.inputs import Inputs
-from study.objective import hardware
 from study.predictions import Finalist, prediction_rows, read_predictions, write_predictions
 from study.proof import prove
 from study.robustness import Row, falls_of, first_seeds, write_corruptions
 from study.slots import SlotRecord, Slots
 from study.steps import Steps, quiet
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
-from study.worker import set_up, study_fingerprint
+from study.worker import Inputs, hardware, set_up, study_fingerprint
 
 log = logging.getLogger(__name__)
 

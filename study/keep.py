@@ -40,10 +40,10 @@ from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluated import Evaluated, Evaluation, SplitFigures
 from study.final import Evaluator
-from study.inputs import Inputs
 from study.slots import SlotRecord, Slots, best_of
 from study.steps import Steps, quiet
 from study.tracking import CHAMPION, REPORT_BASELINE, Spool, git_commit, register, stands_for
+from study.worker import Inputs
 
 REGISTER_S = 600.0  # another evaluate is at it: two models are traced and written
 

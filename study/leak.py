@@ -16,9 +16,9 @@ from study.config import StudyConfig, leak_name
 from study.final import Evaluator
 from study.finals import contenders_of_reruns
 from study.predictions import finalists_of, of_split
-from study.run import begin
 from study.slots import NoStudy, Rerun, Slots
 from study.verdict import MIN_SEEDS, Estimate, Welch, difference
+from study.worker import begin
 
 ARMS: tuple[Arm, ...] = get_args(Arm)
 FIGURES = ("nll", "auc", "accuracy")

@@ -11,9 +11,8 @@ from deepfake.errors import UserError
 from deepfake.parallel import available_cores
 from study.command import WorkerCommand
 from study.config import StudyConfig
-from study.device import pick_device
 from study.launch import LocalWorkers, OnEnd, Workers, assign_gpus, visible_gpus
-from study.worker import check_precision
+from study.worker import check_precision, pick_device
 
 GRACE_S = 25.0  # what --grace is without being given
 

@@ -5,20 +5,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deepfake.data import Prepared
 from deepfake.errors import UserError
-from deepfake.models import load_weights
-from deepfake.training import check_writable
-from study.config import StudyConfig
-from study.inputs import Inputs
 from study.launch import outlives_its_parent, watch
 from study.lookout import Lookout, View
 from study.place import Placement
-from study.slots import SlotRecord, Slots, create_or_join, is_stopped
+from study.slots import SlotRecord, Slots, is_stopped
 from study.stop import StopSignal
-from study.storage import check_storage
-from study.tracking import Spool, check_tracking, sync
-from study.worker import study_fingerprint
+from study.tracking import Spool, sync
 
 
 @dataclass(frozen=True)
@@ -35,22 +28,6 @@ class Ended:
     @property
     def finished(self) -> bool:
         return all(record.finished for record in self.records)
-
-
-def begin(
-    config: StudyConfig, prepare: Callable[[StudyConfig], Prepared], warn: Callable[[str], None]
-) -> Slots:
-    """The study of config, created or joined, with its data prepared.
-
-    What can't work is said before data is touched: weights, checkpoints, both stores.
-    """
-    weights = load_weights(config.train.weights)
-    check_writable(config.checkpoints_dir)
-    check_storage(config.study)
-    if (warning := check_tracking(config)) is not None:
-        warn(warning)
-    inputs = Inputs.load(config, prepare(config), weights)
-    return create_or_join(config, study_fingerprint(config, inputs))
 
 
 def run_workers(

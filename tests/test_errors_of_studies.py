@@ -13,9 +13,9 @@ import torch
 
 from deepfake.data.prepare import prepare_data
 from study import final
-from study.inputs import Inputs
 from study.slots.study import create_or_join, join
-from study.worker import study_fingerprint
+from study.worker.inputs import Inputs
+from study.worker.setup import study_fingerprint
 from tests.exported import draw_model
 from tests.forked import Forked, wait_until
 from tests.mistakes import Mistake, check, disk, file, taken_port, without

@@ -21,12 +21,12 @@ from deepfake.data.splits import SplitClosed, read_split
 from deepfake.data.store import Faces
 from deepfake.models.variants import cnn
 from study.final import Evaluator
-from study.inputs import Inputs
 from study.load import load_config
 from study.proof import ProofFailed
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.worker import study_fingerprint
+from study.worker.inputs import Inputs
+from study.worker.setup import study_fingerprint
 from tests.runs import REPOSITORY, Folder
 from tests.small_study import SLOTS
 

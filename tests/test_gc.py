@@ -26,7 +26,7 @@ from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
 from study.tracking.tracker import Shelf, Tracker
-from study.worker import checkpoints_of
+from study.worker.setup import checkpoints_of
 from tests.mlflow_server import MlflowServer
 from tests.postgres import Postgres
 from tests.recorded import train

@@ -23,7 +23,7 @@ from study.lookout import Lookout
 from study.place import Launcher, Placement
 from study.stop import StopSignal
 from study.storage.retry import StorageAway
-from study.worker import worker_name
+from study.worker.setup import worker_name
 from tests.exact import assert_exact, holders, wait_for
 from tests.runs import Folder
 

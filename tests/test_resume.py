@@ -16,7 +16,7 @@ from study.slots.records import SlotRecord
 from study.slots.slots import Slots
 from study.slots.study import join
 from study.tracking.spool import SlotRun
-from study.worker import worker_name
+from study.worker.setup import worker_name
 from tests.chaos import EPOCH
 from tests.forked import Forked, wait_until
 from tests.mlflow_server import store_image

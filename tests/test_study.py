@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from deepfake.data.prepare import prepare_data
-from study.inputs import Inputs
 from study.load import load_config
 from study.slots.study import create_or_join
-from study.worker import study_fingerprint
+from study.worker.inputs import Inputs
+from study.worker.setup import study_fingerprint
 from tests.runs import Folder
 
 pytestmark = pytest.mark.slow

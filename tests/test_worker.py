@@ -14,18 +14,17 @@ from mlflow import MlflowClient
 from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
 from deepfake.training.checkpoint import CheckpointError
-from study import worker
 from study.config import StudyConfig
-from study.device import pick_device
-from study.inputs import Inputs
-from study.objective import Attempt, Outcome, begin_run, run_trial
 from study.search.space import suggest
 from study.slots.lease import Lease, Slot, SlotLost
 from study.slots.study import create_or_join, join
 from study.stop import Stopped, StopSignal
 from study.storage.retry import StorageAway
 from study.tracking.spool import SlotRun, Spool
-from study.worker import STALLED, TooManyFailed, checkpoints_of, set_up, study_fingerprint, work
+from study.worker.inputs import Inputs
+from study.worker.objective import Attempt, Outcome, begin_run, run_trial
+from study.worker.setup import checkpoints_of, pick_device, set_up, study_fingerprint
+from study.worker.worker import STALLED, TooManyFailed, work, worker
 from tests.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]

@@ -12,7 +12,6 @@ import torch
 from deepfake.config import TrainConfig
 from deepfake.training import Checkpoints, EpochStats, FitResult, fit
 from study.config import StudyConfig, flattened, public_yaml
-from study.inputs import Inputs
 from study.search import suggest
 from study.slots import (
     DIVERGED,
@@ -26,6 +25,7 @@ from study.slots import (
     lost_if_finished,
 )
 from study.tracking import SlotRun, run_name, sources
+from study.worker.inputs import Inputs
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -14,11 +13,9 @@ from functools import partial
 import torch
 
 from deepfake.data import NotPrepared, Prepared, load_prepared
-from deepfake.errors import ConfigError, UserError, first_sentence, out_of_memory
-from deepfake.training import Checkpoints, check_writable
-from study.config import StudyConfig, fingerprint_of, has_reruns_alone, is_final
-from study.inputs import Inputs
-from study.objective import Attempt, Outcome, run_trial
+from deepfake.errors import UserError, first_sentence, out_of_memory
+from deepfake.training import check_writable
+from study.config import StudyConfig, has_reruns_alone, is_final
 from study.slots import (
     Lease,
     NoStudy,
@@ -33,6 +30,9 @@ from study.slots import (
 from study.stop import Stopped, StopSignal, exit_within
 from study.storage import OUTAGE_S, StorageAway
 from study.tracking import Delivery, Machine, SlotRun, Spool, SpoolError
+from study.worker.inputs import Inputs
+from study.worker.objective import Attempt, Outcome, run_trial
+from study.worker.setup import checkpoints_of, set_up, study_fingerprint, worker_name
 
 log = logging.getLogger(__name__)
 
@@ -104,30 +104,6 @@ def _pause(look_s: float, stop: StopSignal) -> None:
     while (left := until - time.monotonic()) > 0:
         stop.check()
         time.sleep(min(left, POLL_S))
-
-
-def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:
-    folder = slots.config.checkpoints_dir / slots.study_id / f"slot_{number:03d}"
-    return Checkpoints(folder, attempt)
-
-
-def set_up(config: StudyConfig, device: torch.device) -> None:
-    """Before the first operation: threads are part of what makes a curve repeatable."""
-    check_precision(config, device)
-    torch.set_num_threads(config.train.threads)
-
-
-def check_precision(config: StudyConfig, device: torch.device) -> None:
-    if config.train.precision == "bf16" and device.type != "cuda":
-        raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
-
-
-def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
-    return fingerprint_of(config, inputs.prepared, inputs.weights_sha256)
-
-
-def worker_name(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}"
 
 
 def _run_slot(

@@ -1,0 +1,72 @@
+"""What comes before a training: device, threads, checks, the study created or joined."""
+
+import socket
+from collections.abc import Callable
+
+import torch
+
+from deepfake.data import Prepared
+from deepfake.errors import ConfigError, UserError
+from deepfake.models import load_weights
+from deepfake.training import Checkpoints, check_writable
+from study.config import StudyConfig, fingerprint_of
+from study.slots import Slots, create_or_join
+from study.storage import check_storage
+from study.tracking import check_tracking
+from study.worker.inputs import Inputs
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; without one the first GPU, or the CPU where there is none."""
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device {name}: this machine has {count} CUDA devices")
+    return device
+
+
+def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:
+    folder = slots.config.checkpoints_dir / slots.study_id / f"slot_{number:03d}"
+    return Checkpoints(folder, attempt)
+
+
+def set_up(config: StudyConfig, device: torch.device) -> None:
+    """Before the first operation: threads are part of what makes a curve repeatable."""
+    check_precision(config, device)
+    torch.set_num_threads(config.train.threads)
+
+
+def check_precision(config: StudyConfig, device: torch.device) -> None:
+    if config.train.precision == "bf16" and device.type != "cuda":
+        raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
+
+
+def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
+    return fingerprint_of(config, inputs.prepared, inputs.weights_sha256)
+
+
+def worker_name(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}"
+
+
+def begin(
+    config: StudyConfig, prepare: Callable[[StudyConfig], Prepared], warn: Callable[[str], None]
+) -> Slots:
+    """The study of config, created or joined, with its data prepared.
+
+    What can't work is said before data is touched: weights, checkpoints, both stores.
+    """
+    weights = load_weights(config.train.weights)
+    check_writable(config.checkpoints_dir)
+    check_storage(config.study)
+    if (warning := check_tracking(config)) is not None:
+        warn(warning)
+    inputs = Inputs.load(config, prepare(config), weights)
+    return create_or_join(config, study_fingerprint(config, inputs))
