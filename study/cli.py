@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from study.config import StudyConfig
     from study.evaluated import Evaluation
     from study.final import Evaluator
+    from study.launchers import Ended, Placement
     from study.leak import Price
-    from study.place import Placement
-    from study.run import Ended
     from study.slots import Slots
 
 # MLflow reads these when it is first imported; what the user has set stands
@@ -195,8 +194,8 @@ def _price_leak(
     device: str | None,
 ) -> "Price":
     """Train both arms of a leak and compare them; the command ends here if it is stopped."""
+    from study.launchers import Launcher, Placement
     from study.leak import ARMS, begin_arm, price
-    from study.place import Launcher, Placement
     from study.worker import pick_device
 
     placement = Placement(Launcher.LOCAL, workers, device=device)
@@ -225,7 +224,7 @@ def estimate(
     from dataclasses import asdict
 
     from study.estimate import estimate as reckon
-    from study.place import Launcher, Placement, named
+    from study.launchers import Launcher, Placement, named
     from study.tables import estimate_table
 
     loaded = _load(config, set_)
@@ -271,11 +270,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
+    from study.launchers import Placement, named, run_workers, slurm_dir, submitted
     from study.live import StudyView
-    from study.place import Placement, named, slurm_dir
-    from study.run import run_workers
     from study.slots import check_trials, free_name, grow
-    from study.slurm import submitted
     from study.worker import begin
 
     loaded = _load(config, set_)
@@ -332,8 +329,7 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """The Slurm jobs that `run --launcher slurm` submitted for this study."""
-    from study.place import slurm_dir
-    from study.slurm import submitted
+    from study.launchers import slurm_dir, submitted
 
     found = submitted(slurm_dir(_load(config, set_)))
     if cancel:
@@ -478,8 +474,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
+    from study.launchers import follow
     from study.live import StudyView
-    from study.lookout import follow
     from study.slots import is_stopped, join, summary
     from study.tables import status_table
 
@@ -519,8 +515,8 @@ def evaluate(
 
     from study.final import Evaluator
     from study.finals import contenders_of_final, contenders_of_search
+    from study.launchers import Launcher, Placement
     from study.live import progress_bars
-    from study.place import Launcher, Placement
     from study.scores import evaluation_table
     from study.slots import join
     from study.worker import pick_device
@@ -585,8 +581,8 @@ def _run_reruns(
     slots: "Slots", placement: "Placement", worker: tuple[str, ...], again: str
 ) -> None:
     """Run the slots that are left; the command ends here, saying again, if it is stopped."""
+    from study.launchers import run_workers
     from study.live import StudyView
-    from study.run import run_workers
 
     name, max_epochs = slots.config.name, slots.config.train.max_epochs
     _say_what_is_left(slots, again)

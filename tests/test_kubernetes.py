@@ -7,7 +7,7 @@ import typer
 import yaml
 
 from study.cli import app
-from study.command import CHOSEN, SLACK_S
+from study.launchers.base import CHOSEN, SLACK_S
 from study.load import load_config
 from tests.runs import REPOSITORY
 

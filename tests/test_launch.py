@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from deepfake.errors import UserError
-from study import launch
-from study import lookout as lookout_module
-from study.command import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
-from study.launch import LocalWorkers, assign_gpus, visible_gpus, watch
-from study.lookout import Lookout
-from study.place import Launcher, Placement
+from study.launchers import local as launch
+from study.launchers import monitor as lookout_module
+from study.launchers.base import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
+from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
+from study.launchers.monitor import Lookout
+from study.launchers.placement import Launcher, Placement
+from study.launchers.run import watch
 from study.stop import StopSignal
 from study.storage.retry import StorageAway
 from study.worker.setup import worker_name

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from study.command import ExtraMissing
-from study.on_ray import RayAway, check_installed, start
+from study.launchers.base import ExtraMissing
+from study.launchers.ray import RayAway, check_installed, start
 from tests import ray_cluster
 from tests.exact import assert_exact, holders, wait_for
 from tests.postgres import PASSWORD, Postgres

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from study.command import WorkerCommand
-from study.slurm import submit, submitted
-from study.slurm_options import SlurmError, parse_options
+from study.launchers.base import WorkerCommand
+from study.launchers.slurm import SlurmError, parse_options, submit, submitted
 from tests import slurm_cluster
 from tests.exact import assert_exact, holders, open_slots, wait_for
 from tests.postgres import PASSWORD, Postgres

@@ -1,77 +1,28 @@
-"""Workers on this machine, a GPU each; and the watch over workers wherever they run."""
+"""Workers on this machine, a GPU each."""
 
 import logging
 import math
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from deepfake.errors import UserError
-from study.command import MAX_RESTARTS, POLL_S, SLACK_S, WorkerCommand, as_shell, is_death, new_log
-from study.lookout import Lookout
-from study.stop import StopSignal
+from study.launchers.base import (
+    MAX_RESTARTS,
+    POLL_S,
+    SLACK_S,
+    OnEnd,
+    WorkerCommand,
+    as_shell,
+    is_death,
+    new_log,
+)
 from study.worker import worker_name
 
 log = logging.getLogger(__name__)
-
-STOPPING = (
-    "stopping: the epochs under way are dropped; Ctrl-C again stops at once; the same command "
-    "continues after both"
-)
-LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
-
-
-OnEnd = Callable[[str, str | None], None]
-
-
-class Workers(Protocol):
-    """Workers that were started somewhere, to whoever waits for them."""
-
-    worst: int  # the worst exit code that one of them chose; 1 if one died and is not replaced
-
-    def poll(self) -> bool:
-        """Whether any is left, after about POLL_S."""
-
-    def end(self, number: int) -> None:
-        """Ask them for a clean end, by this signal where there are signals; again: at once."""
-
-    def drop_waiting(self) -> None:
-        """Nothing is left to run: end those that wait in a queue."""
-
-    def last_words(self) -> str:
-        """The last line that one of them wrote."""
-
-
-def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
-    """Until no worker is left. Signals are passed on, each once.
-
-    Workers that still run LINGER_S behind the last slot's end are asked to end: what they wait for
-    no longer matters.
-    """
-    passed_on, deadline = 0, math.inf
-    without_a_signal = False
-    with lookout.looking():
-        while workers.poll():
-            if not lookout.finished:  # or no longer: it was given more slots
-                deadline = math.inf
-            elif deadline == math.inf:
-                workers.drop_waiting()
-                deadline = time.monotonic() + LINGER_S
-            if time.monotonic() > deadline:
-                workers.end(signal.SIGTERM)
-                deadline = time.monotonic() + LINGER_S
-            # a parent that went away asks without a signal, as a time that is over does
-            without_a_signal |= stop.asked() and stop.count == 0
-            while passed_on < stop.count + int(without_a_signal):
-                passed_on += 1
-                if passed_on == 1:
-                    log.warning(STOPPING)
-                workers.end(stop.number or signal.SIGTERM)
 
 
 def visible_gpus(setting: str | None, count: int) -> list[str]:
@@ -102,11 +53,6 @@ def assign_gpus(
             f"{places}; add --workers-per-gpu {math.ceil(wanted / len(gpus))} to pack them"
         )
     return [gpus[number % len(gpus)] for number in range(wanted)]
-
-
-def outlives_its_parent() -> bool:
-    """Whether this process was started to go on when its parent is gone: by nohup or setsid."""
-    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or os.getsid(0) == os.getpid()
 
 
 @dataclass

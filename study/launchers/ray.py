@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfake.errors import UserError
-from study.command import (
+from study.launchers.base import (
     MAX_RESTARTS,
     POLL_S,
     SLACK_S,

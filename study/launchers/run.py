@@ -1,17 +1,61 @@
-"""One `run`: its workers started, watched, and how they ended."""
+"""Workers started, watched until none is left, and how they ended."""
 
+import logging
+import math
 import os
+import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from deepfake.errors import UserError
-from study.launch import outlives_its_parent, watch
-from study.lookout import Lookout, View
-from study.place import Placement
+from study.launchers.base import Workers
+from study.launchers.monitor import Lookout, View
+from study.launchers.placement import Placement
 from study.slots import SlotRecord, Slots, is_stopped
 from study.stop import StopSignal
 from study.tracking import Spool, sync
+
+log = logging.getLogger(__name__)
+
+STOPPING = (
+    "stopping: the epochs under way are dropped; Ctrl-C again stops at once; the same command "
+    "continues after both"
+)
+LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
+
+
+def watch(workers: Workers, stop: StopSignal, lookout: Lookout) -> None:
+    """Until no worker is left. Signals are passed on, each once.
+
+    Workers that still run LINGER_S behind the last slot's end are asked to end: what they wait for
+    no longer matters.
+    """
+    passed_on, deadline = 0, math.inf
+    without_a_signal = False
+    with lookout.looking():
+        while workers.poll():
+            if not lookout.finished:  # or no longer: it was given more slots
+                deadline = math.inf
+            elif deadline == math.inf:
+                workers.drop_waiting()
+                deadline = time.monotonic() + LINGER_S
+            if time.monotonic() > deadline:
+                workers.end(signal.SIGTERM)
+                deadline = time.monotonic() + LINGER_S
+            # a parent that went away asks without a signal, as a time that is over does
+            without_a_signal |= stop.asked() and stop.count == 0
+            while passed_on < stop.count + int(without_a_signal):
+                passed_on += 1
+                if passed_on == 1:
+                    log.warning(STOPPING)
+                workers.end(stop.number or signal.SIGTERM)
+
+
+def outlives_its_parent() -> bool:
+    """Whether this process was started to go on when its parent is gone: by nohup or setsid."""
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or os.getsid(0) == os.getpid()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from deepfake.errors import UserError
 from deepfake.parallel import available_cores
-from study.command import WorkerCommand
 from study.config import StudyConfig
-from study.launch import LocalWorkers, OnEnd, Workers, assign_gpus, visible_gpus
+from study.launchers.base import OnEnd, WorkerCommand, Workers
+from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
 from study.worker import check_precision, pick_device
 
 GRACE_S = 25.0  # what --grace is without being given
@@ -105,11 +105,11 @@ class Placement:
                 gpus = self.local_gpus(env)  # may refuse
                 check_precision(config, torch.device("cpu" if None in gpus else "cuda"))
             case Launcher.SLURM:
-                from study.slurm_options import parse_options
+                from study.launchers.slurm import parse_options
 
                 parse_options(self.slurm)
             case Launcher.RAY:
-                from study.on_ray import check_installed
+                from study.launchers.ray import check_installed
 
                 check_installed()
 
@@ -141,14 +141,14 @@ class Placement:
                 env = environment()
                 return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_end)
             case Launcher.SLURM:
-                from study.slurm import submit
+                from study.launchers.slurm import submit
 
                 options = {"cpus_per_task": config.train.threads}
                 return submit(
                     command, slurm_dir(config), config.name, self.workers or 1, options, self.slurm
                 )
             case Launcher.RAY:
-                from study.on_ray import start
+                from study.launchers.ray import start
 
                 return start(
                     command,

@@ -1,4 +1,4 @@
-"""The worker as a process of its own: one command line, whoever starts it, on any machine."""
+"""What every launcher gives, and the worker as a command line, the same on any machine."""
 
 import os
 import signal
@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from deepfake.errors import UserError
 
@@ -92,3 +93,24 @@ def _runs(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
     except ChildProcessError:
         return False
+
+
+OnEnd = Callable[[str, str | None], None]
+
+
+class Workers(Protocol):
+    """Workers that were started somewhere, to whoever waits for them."""
+
+    worst: int  # the worst exit code that one of them chose; 1 if one died and is not replaced
+
+    def poll(self) -> bool:
+        """Whether any is left, after about POLL_S."""
+
+    def end(self, number: int) -> None:
+        """Ask them for a clean end, by this signal where there are signals; again: at once."""
+
+    def drop_waiting(self) -> None:
+        """Nothing is left to run: end those that wait in a queue."""
+
+    def last_words(self) -> str:
+        """The last line that one of them wrote."""

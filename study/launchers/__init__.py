@@ -1,0 +1,14 @@
+"""Where workers run: on this machine, through Slurm, through Ray.
+
+base       the protocol of a launcher, and the worker as a command line
+placement  the launcher and its options as the command line says them
+local      processes on this machine, a GPU each
+slurm      an array of Slurm jobs, requeued at their limit
+ray        Ray tasks, on a cluster or on this machine
+run        workers started, watched, and how they ended
+monitor    looks at the study while its workers run
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
