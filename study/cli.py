@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
     from deepfake.predict import Prediction
     from study.config import StudyConfig
-    from study.evaluated import Evaluation
-    from study.final import Evaluator
+    from study.evaluation import Evaluation, Evaluator, Price
     from study.launchers import Ended, Placement
-    from study.leak import Price
     from study.slots import Slots
 
 # MLflow reads these when it is first imported; what the user has set stands
@@ -153,7 +151,7 @@ def audit(
 
     from deepfake.audit import audit as audit_data
     from deepfake.data import prepare_data
-    from study.leak import baseline_of
+    from study.evaluation import baseline_of
     from study.live import progress_bars
     from study.scores import price_table
     from study.tables import audit_table, leak_lines
@@ -194,8 +192,8 @@ def _price_leak(
     device: str | None,
 ) -> "Price":
     """Train both arms of a leak and compare them; the command ends here if it is stopped."""
+    from study.evaluation import ARMS, begin_arm, price
     from study.launchers import Launcher, Placement
-    from study.leak import ARMS, begin_arm, price
     from study.worker import pick_device
 
     placement = Placement(Launcher.LOCAL, workers, device=device)
@@ -380,7 +378,7 @@ def worker(
     if final:
         loaded = final_of(loaded)
     if leak is not None:
-        from study.leak import arm_named, leak_of
+        from study.evaluation import arm_named, leak_of
 
         loaded = leak_of(loaded, arm_named(leak))
     try:
@@ -513,8 +511,7 @@ def evaluate(
     """Prove the best trials and the baselines from logged weights, then open test for them."""
     from dataclasses import asdict
 
-    from study.final import Evaluator
-    from study.finals import contenders_of_final, contenders_of_search
+    from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
     from study.launchers import Launcher, Placement
     from study.live import progress_bars
     from study.scores import evaluation_table
@@ -556,7 +553,7 @@ def _train_finalists(
     options: list[str],
 ) -> "Slots":
     """Their study, all its slots finished. arguments, options: of the command that continues."""
-    from study.finals import begin_final
+    from study.evaluation import begin_final
 
     placement.check(slots.config, os.environ)
     final = begin_final(slots, top, seeds)
@@ -568,7 +565,7 @@ def _train_finalists(
 def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
     """The verdict's model and the best baseline; a registry that refuses costs a warning."""
     from study.config import TrackingError
-    from study.keep import keep_best
+    from study.evaluation import keep_best
 
     try:
         return keep_best(evaluator, found)
@@ -609,9 +606,8 @@ def compare(
 ) -> None:
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
-        from study.analysis import analyse
+        from study.evaluation import analyse, read_predictions
         from study.load import load_published
-        from study.predictions import read_predictions
         from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
@@ -656,7 +652,7 @@ def export(
     from dataclasses import asdict
 
     from deepfake.errors import UserError
-    from study.keep import keep
+    from study.evaluation import keep
     from study.live import progress_bars
     from study.slots import join
     from study.worker import pick_device

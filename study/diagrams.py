@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from deepfake.config import Variant
 from study.charts import COLOURS, NEUTRAL, figure_layout
-from study.robustness import kinds, steps
+from study.evaluation import kinds, steps
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from deepfake.baselines import FIGURES
 
 if TYPE_CHECKING:
-    from study.leak import Price
+    from study.evaluation import Price
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Group:

@@ -9,10 +9,8 @@ from deepfake.config import Variant
 from deepfake.metrics import MIN_REALS
 from study.config import TrackingError
 from study.diagrams import curve_figures, differences_figure, incumbents_figure, standing_figure
-from study.exhibits import logged_exhibits
-from study.sentences import headline
+from study.evaluation import MIN_SEEDS, headline, logged_exhibits
 from study.tracking import Tracker
-from study.verdict import MIN_SEEDS
 
 FIGURES_SHOWN = {
     "accuracy": "accuracy",

@@ -13,8 +13,8 @@ from deepfake.config import TrainConfig
 from deepfake.metrics.bootstrap import draw_photos
 from deepfake.models.variants import MOBILENET_FEATURES, build_head
 from deepfake.training.loop import fit
-from study.predictions import Finalist, SplitPredictions
-from study.verdict import best_candidate, face_losses, nll_estimate, rule
+from study.evaluation.predictions import Finalist, SplitPredictions
+from study.evaluation.verdict import best_candidate, face_losses, nll_estimate, rule
 
 CANDIDATES = BASELINES = 3
 PHOTOS = 200  # of a split, one to four faces each

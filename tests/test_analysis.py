@@ -13,15 +13,15 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from deepfake.baselines import load_baselines
 from deepfake.metrics.calibration import Chosen, choose_threshold
 from deepfake.metrics.scorecard import scorecard
-from study.analysis import analyse
-from study.predictions import (
+from study.evaluation.analysis import analyse
+from study.evaluation.predictions import (
     COLUMNS,
     LOGITS,
     PredictionsError,
     read_predictions,
     write_predictions,
 )
-from study.sentences import headline, prior_sentence, sentence
+from study.evaluation.verdict import headline, prior_sentence, sentence
 from tests.nulls import draw_faces
 from tests.runs import ENV, REPOSITORY
 

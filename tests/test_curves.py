@@ -16,8 +16,8 @@ from sklearn.metrics import (
 )
 
 from deepfake.metrics.calibration import calibration_error, fit_temperature, reliability
-from study.curves import MAX_POINTS, curves, precision_recall, roc
-from study.predictions import Finalist, SplitPredictions
+from study.evaluation.error_analysis import MAX_POINTS, curves, precision_recall, roc
+from study.evaluation.predictions import Finalist, SplitPredictions
 
 
 def drawn(n=400, seeds=1, state=0):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepfake.data.prepare import prepare_data
-from study import final
+from study.evaluation import evaluator as final
 from study.slots.study import create_or_join, join
 from study.worker.inputs import Inputs
 from study.worker.setup import study_fingerprint

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from study.config import StudyConfig, TrackingError
-from study.exhibits import exhibits, logged_exhibits
+from study.evaluation.artifacts import exhibits, logged_exhibits
 from study.slots.study import create_or_join
 from study.tracking.tracker import Tracker
 from tests.test_analysis import table

@@ -9,9 +9,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from study.analysis import analyse
 from study.config import final_of
-from study.predictions import read_predictions
+from study.evaluation.analysis import analyse
+from study.evaluation.predictions import read_predictions
 from study.slots.study import NoStudy, join
 from tests.runs import Folder
 

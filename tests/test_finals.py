@@ -8,7 +8,12 @@ import pytest
 from deepfake.errors import UserError
 from deepfake.reproducibility import derive_seed
 from study.config import StudyConfig, final_of
-from study.finals import begin_final, contenders_of_final, contenders_of_search, incumbents
+from study.evaluation.finalists import (
+    begin_final,
+    contenders_of_final,
+    contenders_of_search,
+    incumbents,
+)
 from study.mismatch import StudyMismatch
 from study.search.space import suggest
 from study.slots.slots import Slots

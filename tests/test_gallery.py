@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from study.figures import gallery_figure
-from study.gallery import PICTURES, TILE_PX, as_json, galleries, picture_of
-from study.predictions import SplitPredictions
+from study.evaluation.artifacts import gallery_figure
+from study.evaluation.error_analysis import PICTURES, TILE_PX, as_json, galleries, picture_of
+from study.evaluation.predictions import SplitPredictions
 
 
 def split_of(labels, *scores):

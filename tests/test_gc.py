@@ -18,8 +18,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from deepfake.errors import UserError
 from deepfake.training.checkpoint import Checkpoints
 from study.config import StudyConfig, TrackingError
-from study.final import Evaluator
-from study.finals import contenders_of_search
+from study.evaluation.evaluator import Evaluator
+from study.evaluation.finalists import contenders_of_search
 from study.gc import collect
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join

@@ -13,7 +13,7 @@ from deepfake.data.layouts.openforensics import read_faces
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import read_split
 from deepfake.errors import DataError
-from study.leak import leak_of
+from study.evaluation.leak import leak_of
 from study.slots.study import join
 from tests.photos import draw_set
 from tests.runs import Folder

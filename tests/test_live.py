@@ -11,8 +11,8 @@ from rich.console import Console
 
 from deepfake.config import Hyperparameters, Variant
 from study.eta import seconds_left
-from study.final import Evaluator
-from study.finals import contenders_of_search
+from study.evaluation.evaluator import Evaluator
+from study.evaluation.finalists import contenders_of_search
 from study.live import live_table, progress_bars
 from study.slots.records import LastEpoch, SlotRecord, Stage, State
 from study.slots.slots import Slots

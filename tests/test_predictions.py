@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.predictions import (
+from study.evaluation.predictions import (
     COLUMNS,
     LOGITS,
     Finalist,

@@ -3,7 +3,7 @@
 import pytest
 
 from deepfake.config import ImageSize, TrainConfig, Variant
-from study.proof import ProofFailed, prove
+from study.evaluation.evaluator import ProofFailed, prove
 from tests.test_report import record
 
 

@@ -15,9 +15,9 @@ from deepfake.config import Hyperparameters, Variant
 from deepfake.errors import UserError
 from scripts.benches.filled import EPOCHS, filled_study
 from study import charts
-from study.analysis import analyse
 from study.config import Space, StudyConfig
-from study.gallery import PICTURES
+from study.evaluation.analysis import analyse
+from study.evaluation.error_analysis import PICTURES
 from study.load import load_config
 from study.page import number, share
 from study.recipe import commands, reproducible

@@ -24,9 +24,16 @@ from deepfake.metrics.classification import measure
 from deepfake.training.loop import evaluate
 from deepfake.transforms.corruptions import SUITE
 from study.diagrams import corruption_figures
-from study.figures import corruptions_figure
-from study.finals import Contender
-from study.robustness import COLUMNS, Row, falls_of, first_seeds, steps, write_corruptions
+from study.evaluation.artifacts import corruptions_figure
+from study.evaluation.finalists import Contender
+from study.evaluation.robustness import (
+    COLUMNS,
+    Row,
+    falls_of,
+    first_seeds,
+    steps,
+    write_corruptions,
+)
 from tests.runs import Folder
 from tests.test_final import artifacts, run_of
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from deepfake.metrics.bootstrap import draw_photos
-from study.predictions import Finalist, SplitPredictions
-from study.slices import slices, slices_of
+from study.evaluation.error_analysis import slices, slices_of
+from study.evaluation.predictions import Finalist, SplitPredictions
 
 # photo, label, px, P(FAKE) reaches 0.5 with seed 0, with seed 1
 FACES = [

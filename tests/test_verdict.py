@@ -4,8 +4,8 @@ from scipy.stats import binom, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
 
 from deepfake.metrics.bootstrap import draw_photos
-from study.predictions import Finalist
-from study.verdict import (
+from study.evaluation.predictions import Finalist
+from study.evaluation.verdict import (
     Estimate,
     best_candidate,
     difference,

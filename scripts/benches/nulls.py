@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 
 from benches.table import Row
-from study.predictions import SplitPredictions
+from study.evaluation import SplitPredictions
 from tests.nulls import BASELINES, CANDIDATES, plain_bootstrap_differs, ruled, simulated, trained
 
 SIMULATIONS, TRAINED = 1000, 200

@@ -22,17 +22,18 @@ from deepfake.metrics import (
     scorecard,
 )
 from deepfake.parallel import available_cores
-from study.predictions import Finalist, SplitPredictions, finalists_of, of_split
-from study.sentences import prior_sentence, sentence
-from study.slices import slices
-from study.verdict import (
+from study.evaluation.error_analysis import slices
+from study.evaluation.predictions import Finalist, SplitPredictions, finalists_of, of_split
+from study.evaluation.verdict import (
     Estimate,
     best_candidate,
     difference,
     face_losses,
     interval,
+    prior_sentence,
     reproduction,
     rule,
+    sentence,
 )
 
 THRESHOLD_RULE = "the highest balanced accuracy on validation; of several the nearest to 0.5"

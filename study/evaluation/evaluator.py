@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from deepfake.config import SPLITS, Split
+from deepfake.config import SPLITS, Split, TrainConfig
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
@@ -27,19 +27,119 @@ from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
 from deepfake.training import EVAL_BATCHES, evaluate
 from deepfake.transforms import SUITE
-from study.analysis import analyse
-from study.config import StudyConfig
-from study.evaluated import Evaluated, Evaluation, SplitFigures
-from study.exhibits import exhibits
-from study.figures import corruptions_figure
-from study.finals import Contender, incumbents, of_search
-from study.predictions import Finalist, prediction_rows, read_predictions, write_predictions
-from study.proof import prove
-from study.robustness import Row, falls_of, first_seeds, write_corruptions
+from study.config import OBJECTIVES, StudyConfig
+from study.evaluation.analysis import analyse
+from study.evaluation.artifacts import corruptions_figure, exhibits
+from study.evaluation.finalists import Contender, incumbents, of_search
+from study.evaluation.predictions import (
+    Finalist,
+    Role,
+    prediction_rows,
+    read_predictions,
+    write_predictions,
+)
+from study.evaluation.robustness import Row, falls_of, first_seeds, write_corruptions
 from study.slots import SlotRecord, Slots
-from study.steps import Steps, quiet
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
 from study.worker import Inputs, hardware, set_up, study_fingerprint
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """The Progress of who shows none."""
+
+
+@dataclass
+class Steps:
+    """Tells progress from the first step on."""
+
+    progress: Progress
+    stage: str
+    total: int
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.progress(self.stage, self.done, self.total)
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        self.progress(self.stage, self.done, self.total)
+
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of the objective, where bits may differ
+
+
+class ProofFailed(UserError):
+    """An objective recomputed from logged weights is not the logged one."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A logged objective, and the same computed again from the logged weights."""
+
+    logged: float
+    recomputed: float
+    same_hardware: bool  # then the two are equal, bit for bit
+    objective: str  # which loss: that of the study
+
+
+def prove(
+    record: SlotRecord, recomputed: float, train: TrainConfig, *, same_hardware: bool
+) -> Proof:
+    """Raises ProofFailed if the two are further apart than the hardware allows."""
+    assert record.best_loss is not None
+    proof = Proof(record.best_loss, recomputed, same_hardware, record.objective)
+    # a frozen backbone's head was trained on stored features, in other batches than here
+    exact = same_hardware and train.variant != "mobilenet_v2_frozen"
+    tolerance = 0.0 if exact else TOLERANCE[train.precision]
+    if not abs(proof.recomputed - proof.logged) <= tolerance:
+        raise ProofFailed(
+            f"slot {record.number}: its {OBJECTIVES[record.objective]} is {recomputed!r} when "
+            f"computed again from the logged weights, {proof.logged!r} was logged; the weights "
+            f"of run {record.run_id} or the crops have changed"
+        )
+    return proof
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """One model measured on one split."""
+
+    faces: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]  # 95 %, bootstrap over photos
+    confusion: list[list[int]]  # rows: true real, true fake; columns: predicted
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One training, re-evaluated."""
+
+    model: str  # the baseline's name, "slot N", or "incumbent N"
+    role: Role
+    slot: int  # of the search
+    seed: int
+    variant: str
+    weights_sha256: str
+    proof: Proof
+    val: SplitFigures
+    test: SplitFigures | None  # None unless these weights are in an opened list
+    test_sets: dict[str, SplitFigures] = field(default_factory=dict)  # the further ones, by name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluate found, and under which opening of the test split."""
+
+    finalists: list[Evaluated]  # candidates and baselines
+    diagnostics: list[Evaluated]  # the search's incumbents
+    opening: dict[str, Any] | None
+    openings: int  # different lists the test split was opened for, so far
+    left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
+    analysis: dict[str, Any] | None = None  # of the predictions: see study.analysis
+    test_sets: dict[str, Any] = field(default_factory=dict)  # the same of further ones, by name
+    predictions_sha256: str | None = None
+    corruptions: list[Row] | None = None  # of study.robustness; None: not measured
+
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,16 @@
 """A model to keep: a slot is proven, calibrated on validation, written out and registered."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepfake.config import TrainSettings
+from deepfake.config import FAKE, LABELS, TrainSettings
 from deepfake.data import PHOTO, Faces
 from deepfake.errors import UserError
 from deepfake.export import (
@@ -36,14 +38,63 @@ from deepfake.models import count_parameters
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
 from deepfake.training import evaluate
-from study.card import Measured, model_card
 from study.config import OBJECTIVES, StudyConfig
-from study.evaluated import Evaluated, Evaluation, SplitFigures
-from study.final import Evaluator
+from study.evaluation.evaluator import Evaluated, Evaluation, Evaluator, SplitFigures, Steps, quiet
+from study.page import markdown
 from study.slots import SlotRecord, Slots, best_of
-from study.steps import Steps, quiet
 from study.tracking import CHAMPION, REPORT_BASELINE, Spool, git_commit, register, stands_for
 from study.worker import Inputs
+
+ROWS = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "precision_1": "precision (fake)",
+    "recall_1": "recall (fake)",
+    "f1_1": "F1 (fake)",
+    "precision_0": "precision (real)",
+    "recall_0": "recall (real)",
+    "f1_0": "F1 (real)",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the model."""
+
+    columns: Mapping[str, Any]  # title -> SplitFigures
+    nll_before: float  # on validation, before and after the temperature
+    nll_after: float
+    opening: Mapping[str, Any] | None  # of the test split, if this model is in its list
+    openings: int  # different lists so far
+
+
+def model_card(
+    info: ModelInfo,
+    measured: Measured,
+    *,
+    chosen: str,
+    searched: bool,
+    parameters: int,
+    onnx: bool,
+) -> str:
+    """chosen: how the slot was found, as part of a sentence. searched: by its objective."""
+    faces = info.trained.faces
+    train = faces["train"]
+    return markdown(
+        "card.md.j2",
+        {
+            **vars(measured),
+            "info": info,
+            "chosen": chosen,
+            "searched": searched,
+            "parameters": parameters,
+            "onnx": onnx,
+            "rows": ROWS,
+            "n_faces": sum(sum(of.values()) for of in faces.values()),
+            "prior": train[LABELS[FAKE]] / sum(train.values()),
+        },
+    )
+
 
 REGISTER_S = 600.0  # another evaluate is at it: two models are traced and written
 

@@ -11,13 +11,13 @@ from deepfake.audit import Arm, arm_of, write_annotations
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
 from deepfake.metrics import draw_photos, percentiles
-from study.analysis import measure_all
 from study.config import StudyConfig, leak_name
-from study.final import Evaluator
-from study.finals import contenders_of_reruns
-from study.predictions import finalists_of, of_split
+from study.evaluation.analysis import measure_all
+from study.evaluation.evaluator import Evaluator
+from study.evaluation.finalists import contenders_of_reruns
+from study.evaluation.predictions import finalists_of, of_split
+from study.evaluation.verdict import MIN_SEEDS, Estimate, Welch, difference
 from study.slots import NoStudy, Rerun, Slots
-from study.verdict import MIN_SEEDS, Estimate, Welch, difference
 from study.worker import begin
 
 ARMS: tuple[Arm, ...] = get_args(Arm)

@@ -23,7 +23,7 @@ from deepfake.metrics import (
     predict,
 )
 from deepfake.transforms import SUITE, logits_under
-from study.finals import Contender
+from study.evaluation.finalists import Contender
 
 CLEAN = "clean"
 FIGURES = ("nll", "accuracy", "auc")

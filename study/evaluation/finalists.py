@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deepfake.errors import UserError
 from study.config import final_of, has_reruns_alone
-from study.predictions import Role
+from study.evaluation.predictions import Role
 from study.slots import Rerun, SlotRecord, Slots, create_or_join
 
 
