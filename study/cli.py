@@ -616,7 +616,7 @@ def compare(
         return
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
-    from study.compare import compare as compare_with_report
+    from study.report import compare as compare_with_report
     from study.scores import comparison_table
     from study.slots import join
 

@@ -12,7 +12,7 @@ from deepfake.config import SEEN, DataConfig
 from deepfake.data.prepare import Prepared, prepare_data
 from deepfake.data.splits import read_split
 from deepfake.sample.dataset import draw_sample
-from study.data_sheet import FACES, data_sheet
+from study.report.data_section import FACES, data_sheet
 from tests.photos import draw_set
 
 

@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
-from study.charts import COLOURS
-from study.diagrams import curve_figures, differences_figure, incumbents_figure, standing_figure
+from study.report.search_plots import COLOURS
+from study.report.test_plots import (
+    curve_figures,
+    differences_figure,
+    incumbents_figure,
+    standing_figure,
+)
 
 
 def curves(model: str, role: str, knee: tuple[float, float]) -> dict[str, Any]:

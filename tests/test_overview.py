@@ -7,7 +7,7 @@ from plotly.graph_objects import Figure
 
 from deepfake.config import Hyperparameters
 from study.config import Space
-from study.overview import LINES, Spared, parallel_figure, pruning_figure, spared, stops
+from study.report.search_plots import LINES, Spared, parallel_figure, pruning_figure, spared, stops
 from study.slots.records import DIVERGED, SlotRecord, State
 
 SPACE = Space.model_validate(

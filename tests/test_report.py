@@ -14,14 +14,14 @@ import yaml
 from deepfake.config import Hyperparameters, Variant
 from deepfake.errors import UserError
 from scripts.benches.filled import EPOCHS, filled_study
-from study import charts
 from study.config import Space, StudyConfig
 from study.evaluation.analysis import analyse
 from study.evaluation.error_analysis import PICTURES
 from study.load import load_config
 from study.page import number, share
-from study.recipe import commands, reproducible
-from study.report import write_report
+from study.report.report import search_plots as charts
+from study.report.report import write_report
+from study.report.reproduce import commands, reproducible
 from study.search.space import suggest
 from study.slots.records import SlotRecord
 from study.slots.slots import Slots

@@ -23,7 +23,6 @@ from deepfake.metrics.calibration import Chosen
 from deepfake.metrics.classification import measure
 from deepfake.training.loop import evaluate
 from deepfake.transforms.corruptions import SUITE
-from study.diagrams import corruption_figures
 from study.evaluation.artifacts import corruptions_figure
 from study.evaluation.finalists import Contender
 from study.evaluation.robustness import (
@@ -34,6 +33,7 @@ from study.evaluation.robustness import (
     steps,
     write_corruptions,
 )
+from study.report.test_plots import corruption_figures
 from tests.runs import Folder
 from tests.test_final import artifacts, run_of
 

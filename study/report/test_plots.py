@@ -7,8 +7,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from deepfake.config import Variant
-from study.charts import COLOURS, NEUTRAL, figure_layout
 from study.evaluation import kinds, steps
+from study.report.search_plots import COLOURS, NEUTRAL, figure_layout
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
 

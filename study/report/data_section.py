@@ -14,8 +14,8 @@ from deepfake.config import LABELS, SEEN, DataConfig
 from deepfake.data import CROPS, PHOTO, Prepared, read_places, read_split
 from deepfake.files import sha256_of
 from deepfake.sample import seed_of
-from study.charts import figure_layout
 from study.evaluation import jpeg_base64, picture_of
+from study.report.search_plots import figure_layout
 
 FACES = 12  # shown of each label and split
 LABEL_COLOURS = ("#7d8794", "#b1569a")  # apart from those of the variants, 3:1 in both schemes

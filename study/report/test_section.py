@@ -8,8 +8,13 @@ import plotly.graph_objects as go
 from deepfake.config import Variant
 from deepfake.metrics import MIN_REALS
 from study.config import TrackingError
-from study.diagrams import curve_figures, differences_figure, incumbents_figure, standing_figure
 from study.evaluation import MIN_SEEDS, headline, logged_exhibits
+from study.report.test_plots import (
+    curve_figures,
+    differences_figure,
+    incumbents_figure,
+    standing_figure,
+)
 from study.tracking import Tracker
 
 FIGURES_SHOWN = {

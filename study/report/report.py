@@ -17,16 +17,24 @@ from deepfake.baselines import FIGURES, Baseline
 from deepfake.config import LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
-from study import charts
-from study.compare import compare, refuse_other_settings
 from study.config import OBJECTIVES, StudyConfig, TrackingError
-from study.data_sheet import LABEL_COLOURS, data_sheet
-from study.diagrams import CANDIDATES, candidate_symbols, corruption_figures
-from study.overview import LINES, parallel_figure, pruning_figure, shown, spared, stops, top
 from study.page import render
-from study.recipe import commands, reproducible
+from study.report import search_plots as charts
+from study.report.comparison import compare, refuse_other_settings
+from study.report.data_section import LABEL_COLOURS, data_sheet
+from study.report.reproduce import commands, reproducible
+from study.report.search_plots import (
+    LINES,
+    parallel_figure,
+    pruning_figure,
+    shown,
+    spared,
+    stops,
+    top,
+)
+from study.report.test_plots import CANDIDATES, candidate_symbols, corruption_figures
+from study.report.test_section import tested_content
 from study.slots import STATES, SlotRecord, Slots, best_of
-from study.tested import tested_content
 from study.tracking import Spool, Tracker, git_commit
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
