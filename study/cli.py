@@ -740,8 +740,8 @@ def doctor(
     """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
     from dataclasses import asdict
 
-    from study.doctor import examine
     from study.live import progress_bars
+    from study.maintenance import examine
     from study.tables import doctor_table
 
     loaded = _load(config, set_)
@@ -763,7 +763,7 @@ def gc(
     from dataclasses import asdict
 
     from deepfake.errors import UserError
-    from study.gc import collect
+    from study.maintenance import collect
     from study.tables import gc_table
 
     if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:

@@ -15,9 +15,8 @@ from study.slots import STATES, SlotRecord, best_of
 if TYPE_CHECKING:
     from deepfake.audit import Audit
     from deepfake.data import Summary
-    from study.doctor import Diagnosis
     from study.estimate import Estimate
-    from study.gc import Collected
+    from study.maintenance import Collected, Diagnosis
 
 PROBES = {  # what each sees, by name
     "geometry": "the box and the photo's size",

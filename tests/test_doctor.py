@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
 from study.config import StudyConfig
-from study.doctor import Diagnosis, examine
+from study.maintenance.doctor import Diagnosis, examine
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.storage.connection import has_tables
@@ -263,7 +263,7 @@ def test_an_empty_postgresql_database_stays_empty(
 
 
 def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from study import checkup
+    from study.maintenance import checks as checkup
 
     asked = ["optuna>=99", "nowhere-to-be-found", "torch>=1", 'ray>=99; extra == "ray"']
     monkeypatch.setattr(checkup, "requires", lambda name: asked)

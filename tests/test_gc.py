@@ -20,7 +20,7 @@ from deepfake.training.checkpoint import Checkpoints
 from study.config import StudyConfig, TrackingError
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
-from study.gc import collect
+from study.maintenance.gc import collect
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay

@@ -10,8 +10,8 @@ from filelock import FileLock, Timeout
 
 from deepfake.data import CROPS, store_path
 from study.config import StudyConfig, TrackingError
-from study.disk import Usage, bytes_of
 from study.evaluation import incumbents
+from study.maintenance.disk import Usage, bytes_of
 from study.slots import SlotRecord, Slots, join
 from study.tracking import WEIGHTS, Shelf, Spool
 from study.worker import checkpoints_of

@@ -11,9 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from deepfake.data import load_prepared
 from deepfake.errors import UserError
 from deepfake.parallel import Progress
-from study.checkup import Finding, checked, data, machine, packages
 from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_reruns, redact
-from study.disk import Usage, usage
+from study.maintenance.checks import Finding, checked, data, machine, packages
+from study.maintenance.disk import Usage, usage
 from study.slots import NoStudy, SlotRecord, Slots, join
 from study.storage import has_tables
 from study.tracking import (
