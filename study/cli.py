@@ -361,7 +361,7 @@ def worker(
     set_: Set = None,
 ) -> None:
     """One worker that joins the study, or creates it as the first: what a cluster starts."""
-    from study.stop import Stopped, StopSignal, StudyStopped
+    from study.signals import Stopped, StopSignal, StudyStopped
 
     stop = StopSignal(second_exits=True)
     stop.listen()
@@ -606,8 +606,8 @@ def compare(
 ) -> None:
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
+        from study.config import load_published
         from study.evaluation import analyse, read_predictions
-        from study.load import load_published
         from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
@@ -837,7 +837,7 @@ def _of_arguments(error: typer.TyperException) -> str:
 
 
 def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":
-    from study.load import load_config
+    from study.config import load_config
 
     storage = os.environ.get("DEEPFAKE_STUDY_STORAGE")
     return load_config(path, overrides or [], storage)

@@ -20,7 +20,7 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.slots.records import SlotRecord
 from study.slots.slots import Slots
 from study.slots.study import join

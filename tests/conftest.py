@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from study.config import StudyConfig
-from study.load import load_config
+from study.config.load import load_config
+from study.config.schema import StudyConfig
 from tests import postgres as postgres_server
 from tests.mlflow_server import mlflow_server, session_mlflow_server  # noqa: F401  # fixtures
 from tests.small_study import small_study  # noqa: F401  # a fixture

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.random import Generator
 
 from deepfake.config import Hyperparameters, Variant
-from study.config import Drawn, Range, Space
+from study.config.schema import Drawn, Range, Space
 
 RECORDED_CSV = Path(__file__).parent / "curves.csv"  # made by scripts/benches/record_curves.py
 FAMILY_SIZE, FAMILY_EPOCHS = 200, 10

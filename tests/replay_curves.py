@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from deepfake.config import Hyperparameters
-from study.config import SearchConfig, Space, StudyConfig
-from study.load import load_config
+from study.config.load import load_config
+from study.config.schema import SearchConfig, Space, StudyConfig
 from study.search.pruner import PeerMedianPruner
 from study.search.sampler import sampler
 from study.search.space import suggest

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from study.cli import main
-from study.config import StudyConfig
-from study.load import load_config
+from study.config.load import load_config
+from study.config.schema import StudyConfig
 from tests.photos import draw_set
 
 REPOSITORY = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from deepfake.errors import ConfigError
-from study.config import StudyConfig, flattened
-from study.mismatch import StudyMismatch
+from study.config.fingerprint import StudyMismatch, flattened
+from study.config.schema import StudyConfig
 from study.search.space import suggest
+from study.signals import StudyStopped
 from study.slots.budget import (
     check_stopped,
     check_trials,
@@ -28,7 +29,6 @@ from study.slots.budget import (
 )
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.stop import StudyStopped
 from study.storage.rdb import Storage
 from tests.exact import assert_exact
 from tests.runs import Folder, without_frozen

@@ -9,8 +9,9 @@ import yaml
 from deepfake.config import Hyperparameters
 from deepfake.data.prepare import Prepared, Summary
 from deepfake.errors import ConfigError
-from study.config import Range, StudyConfig, fingerprint_of, public_yaml
-from study.load import load_config
+from study.config.fingerprint import fingerprint_of
+from study.config.load import load_config
+from study.config.schema import Range, StudyConfig, public_yaml
 from tests.conftest import REPOSITORY
 
 MakeConfig = Callable[..., StudyConfig]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from study.config import StudyConfig, TrackingError
-from study.load import load_config
+from study.config.load import load_config
+from study.config.schema import StudyConfig, TrackingError
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Delivery, check_tracking, sync

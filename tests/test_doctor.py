@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.maintenance.doctor import Diagnosis, examine
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
@@ -101,7 +101,7 @@ def test_the_slot_of_a_killed_worker_is_found_and_freed(slots: Slots) -> None:
     code = """
 import sys, time
 from study.slots.study import join
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 config = StudyConfig.model_validate_json(sys.stdin.read())
 print(join(config).claim("host:2").number, flush=True)
 time.sleep(600)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from deepfake.baselines import Baselines
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from tests.runs import REPOSITORY, Folder
 
 WAYS = ("the file", "--set")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from study.config import StudyConfig, TrackingError
+from study.config.schema import StudyConfig, TrackingError
 from study.evaluation.artifacts import exhibits, logged_exhibits
 from study.slots.study import create_or_join
 from study.tracking.tracker import Tracker

@@ -20,8 +20,8 @@ from deepfake.data.prepare import load_prepared
 from deepfake.data.splits import SplitClosed, read_split
 from deepfake.data.store import Faces
 from deepfake.models.variants import cnn
+from study.config.load import load_config
 from study.evaluation.evaluator import Evaluator, ProofFailed
-from study.load import load_config
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.worker.inputs import Inputs

@@ -7,14 +7,14 @@ import pytest
 
 from deepfake.errors import UserError
 from deepfake.reproducibility import derive_seed
-from study.config import StudyConfig, final_of
+from study.config.fingerprint import StudyMismatch
+from study.config.schema import StudyConfig, final_of
 from study.evaluation.finalists import (
     begin_final,
     contenders_of_final,
     contenders_of_search,
     incumbents,
 )
-from study.mismatch import StudyMismatch
 from study.search.space import suggest
 from study.slots.slots import Slots
 from study.slots.study import NoStudy, create_or_join, join

@@ -17,7 +17,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from deepfake.errors import UserError
 from deepfake.training.checkpoint import Checkpoints
-from study.config import StudyConfig, TrackingError
+from study.config.schema import StudyConfig, TrackingError
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
 from study.maintenance.gc import collect
@@ -212,7 +212,7 @@ def test_the_best_are_counted_among_drawn_trials_as_evaluate_chooses_them(
 
 READING = """
 import sys, time
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.slots.study import join
 config = StudyConfig.model_validate_json(sys.stdin.read())
 with join(config).reading_weights():

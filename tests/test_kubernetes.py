@@ -7,8 +7,8 @@ import typer
 import yaml
 
 from study.cli import app
+from study.config.load import load_config
 from study.launchers.base import CHOSEN, SLACK_S
-from study.load import load_config
 from tests.runs import REPOSITORY
 
 

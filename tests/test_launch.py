@@ -22,7 +22,7 @@ from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
 from study.launchers.monitor import Lookout
 from study.launchers.placement import Launcher, Placement
 from study.launchers.run import watch
-from study.stop import StopSignal
+from study.signals import StopSignal
 from study.storage.retry import StorageAway
 from study.worker.setup import worker_name
 from tests.exact import assert_exact, holders, wait_for

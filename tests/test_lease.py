@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.slots.lease import Lease, SlotLost
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join

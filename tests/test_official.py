@@ -17,10 +17,10 @@ from deepfake.data.splits import Opening, SplitClosed, read_split
 from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.timing import measure_data
-from study.config import public_yaml
+from study.config.load import load_config
+from study.config.schema import public_yaml
 from study.evaluation.analysis import analyse
 from study.evaluation.predictions import read_predictions
-from study.load import load_config
 from tests.photos import draw_set
 from tests.runs import REPOSITORY, Folder
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from plotly.graph_objects import Figure
 
 from deepfake.config import Hyperparameters
-from study.config import Space
+from study.config.schema import Space
 from study.report.search_plots import LINES, Spared, parallel_figure, pruning_figure, spared, stops
 from study.slots.records import DIVERGED, SlotRecord, State
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from study.config import StudyConfig, TrackingError
+from study.config.schema import StudyConfig, TrackingError
 from study.slots.records import SlotRecord, State
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join

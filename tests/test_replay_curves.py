@@ -8,7 +8,7 @@ from collections.abc import Collection
 import pytest
 
 from deepfake.config import Hyperparameters, Variant
-from study.config import SearchConfig, StudyConfig
+from study.config.schema import SearchConfig, StudyConfig
 from tests.curve_pools import FAMILY, Curve, family, half_of, recorded, share_of, value_at
 from tests.replay_curves import RandomSearch, Replayed, StudySearch, replay, report_study
 

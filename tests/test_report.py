@@ -14,11 +14,10 @@ import yaml
 from deepfake.config import Hyperparameters, Variant
 from deepfake.errors import UserError
 from scripts.benches.filled import EPOCHS, filled_study
-from study.config import Space, StudyConfig
+from study.config.load import load_config
+from study.config.schema import Space, StudyConfig
 from study.evaluation.analysis import analyse
 from study.evaluation.error_analysis import PICTURES
-from study.load import load_config
-from study.page import number, share
 from study.report.report import search_plots as charts
 from study.report.report import write_report
 from study.report.reproduce import commands, reproducible
@@ -26,6 +25,7 @@ from study.search.space import suggest
 from study.slots.records import SlotRecord
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
+from study.templates import number, share
 from tests.runs import Folder
 from tests.test_analysis import table
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from deepfake.data.store import Faces
 from deepfake.errors import ConfigError, DataError
-from study.load import load_config
+from study.config.load import load_config
 from study.slots.study import join
 from tests.forked import Forked, wait_until
 from tests.runs import REPOSITORY, Folder

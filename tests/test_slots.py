@@ -15,8 +15,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.config import StudyConfig
-from study.mismatch import StudyMismatch
+from study.config.fingerprint import StudyMismatch
+from study.config.schema import StudyConfig
 from study.search.space import suggest
 from study.slots.lease import SlotLost
 from study.slots.records import LastEpoch, Stage, best_of, summary
@@ -239,7 +239,7 @@ def test_a_trial_added_from_outside_is_no_slot(make_config: MakeConfig, storage_
 
 CLAIM_AND_HANG = """
 import json, sys, time
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.slots.lease import Lease
 from study.slots.study import join
 from tests.test_slots import config_from
@@ -254,7 +254,7 @@ with Lease(slots, slot, lambda: None).held():
 def config_from(text: str) -> StudyConfig:
     from pathlib import Path
 
-    from study.load import load_config
+    from study.config.load import load_config
 
     document = json.loads(text)
     return load_config(Path(document["path"]), document["overrides"], document["storage"])

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.search_space import intersection_search_space
 
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.search.space import hyperparameters, suggest
 from study.slots.slots import Slots
 from study.slots.study import create_or_join

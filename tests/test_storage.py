@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
-from study.config import SearchConfig, StudyConfig, redact
+from study.config.schema import SearchConfig, StudyConfig, redact
 from study.storage.connection import exclusive
 from study.storage.rdb import Storage, open_storage
 from study.storage.rdb import queries as own_trials

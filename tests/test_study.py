@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from deepfake.data.prepare import prepare_data
-from study.load import load_config
+from study.config.load import load_config
 from study.slots.study import create_or_join
 from study.worker.inputs import Inputs
 from study.worker.setup import study_fingerprint

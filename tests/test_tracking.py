@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from study.config import StudyConfig, TrackingError
+from study.config.schema import StudyConfig, TrackingError
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
 from study.tracking.delivery import Replay
@@ -122,7 +122,7 @@ def test_a_store_that_cannot_be_opened_is_one_line(make_config: MakeConfig) -> N
 OPENS = """
 import sys
 from pathlib import Path
-from study.load import load_config
+from study.config.load import load_config
 from study.slots.study import join
 from study.tracking.tracker import Tracker
 config = load_config(Path(sys.argv[1]), sys.argv[2:])

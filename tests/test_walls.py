@@ -208,7 +208,8 @@ def test_an_import_is_seen_however_it_is_written(snippet):
 
 
 @pytest.mark.parametrize(
-    "snippet", ["from study.config import Space", "from ..study import config", "import study"]
+    "snippet",
+    ["from study.config.schema import Space", "from ..study import config", "import study"],
 )
 def test_deepfake_importing_study_is_seen(snippet):
     assert imports_any("study")(Module(snippet, "deepfake"))
@@ -277,7 +278,10 @@ def test_making_an_opening_is_seen(snippet):
 
 
 def test_passing_an_opening_on_is_allowed():
-    snippet = "from deepfake.data.splits import Opening\ndef load(opening: Opening | None): read(opening)"
+    snippet = (
+        "from deepfake.data.splits import Opening\n"
+        "def load(opening: Opening | None): read(opening)"
+    )
     assert not opens_the_test_split(Module(snippet))
 
 

@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
 from deepfake.training.checkpoint import CheckpointError
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 from study.search.space import suggest
+from study.signals import Stopped, StopSignal
 from study.slots.lease import Lease, Slot, SlotLost
 from study.slots.study import create_or_join, join
-from study.stop import Stopped, StopSignal
 from study.storage.retry import StorageAway
 from study.tracking.spool import SlotRun, Spool
 from study.worker.inputs import Inputs

@@ -13,8 +13,8 @@ from deepfake.errors import UserError
 from study.launchers.base import Workers
 from study.launchers.monitor import Lookout, View
 from study.launchers.placement import Placement
+from study.signals import StopSignal
 from study.slots import SlotRecord, Slots, is_stopped
-from study.stop import StopSignal
 from study.tracking import Spool, sync
 
 log = logging.getLogger(__name__)

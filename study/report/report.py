@@ -18,7 +18,6 @@ from deepfake.config import LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
 from study.config import OBJECTIVES, StudyConfig, TrackingError
-from study.page import render
 from study.report import search_plots as charts
 from study.report.comparison import compare, refuse_other_settings
 from study.report.data_section import LABEL_COLOURS, data_sheet
@@ -35,6 +34,7 @@ from study.report.search_plots import (
 from study.report.test_plots import CANDIDATES, candidate_symbols, corruption_figures
 from study.report.test_section import tested_content
 from study.slots import STATES, SlotRecord, Slots, best_of
+from study.templates import render
 from study.tracking import Spool, Tracker, git_commit
 
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")

@@ -7,10 +7,9 @@ from pydantic import ValidationError
 
 from deepfake.config import Hyperparameters
 from deepfake.errors import SYNONYMS, ConfigError, explain
-from study.config import Range, Space, StudyConfig, flattened
-from study.mismatch import StudyMismatch, refuse_other
+from study.config import Range, Space, StudyConfig, StudyMismatch, flattened, refuse_other
+from study.signals import StudyStopped
 from study.slots.slots import Slots
-from study.stop import StudyStopped
 
 MOST_SLOTS = 100_000
 _STOPPED = "stopped"  # a study attribute: whether `stop` ended it and no `run` began since

@@ -14,8 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from deepfake.config import Hyperparameters
 from deepfake.errors import UserError
-from study.config import StudyConfig, has_reruns_alone
-from study.mismatch import StudyMismatch, refuse_other
+from study.config import StudyConfig, StudyMismatch, has_reruns_alone, refuse_other
 from study.search import sampler
 from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.slots.lease import Silence, Slot, lost, lost_if_finished

@@ -8,8 +8,7 @@ from typing import Any
 import optuna
 
 from deepfake.errors import UserError
-from study.config import StudyConfig, redact
-from study.mismatch import refuse_other
+from study.config import StudyConfig, redact, refuse_other
 from study.search import PeerMedianPruner
 from study.slots.slots import Slots
 from study.storage import open_storage

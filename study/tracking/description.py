@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
-from study.page import markdown
 from study.slots import SlotRecord, Slots, best_of
+from study.templates import markdown
 
 MOST_CHARACTERS = 8000  # of a tag in MLflow
 

@@ -16,6 +16,7 @@ from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import UserError, first_sentence, out_of_memory
 from deepfake.training import check_writable
 from study.config import StudyConfig, has_reruns_alone, is_final
+from study.signals import Stopped, StopSignal, exit_within
 from study.slots import (
     Lease,
     NoStudy,
@@ -27,7 +28,6 @@ from study.slots import (
     create_or_join,
     join,
 )
-from study.stop import Stopped, StopSignal, exit_within
 from study.storage import OUTAGE_S, StorageAway
 from study.tracking import Delivery, Machine, SlotRun, Spool, SpoolError
 from study.worker.inputs import Inputs

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from deepfake.baselines import Baselines, load_baselines
 from deepfake.config import absolute
 from deepfake.errors import ConfigError, explain, known_keys, parse_yaml, read_yaml
-from study.config import StudyConfig
+from study.config.schema import StudyConfig
 
 KNOWN = sorted(set(known_keys(StudyConfig, apart=(Baselines,))))
 

@@ -1,9 +1,8 @@
 """Everything about a study, from one YAML and --set overrides, checked once."""
 
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,8 +34,8 @@ from deepfake.config import (
 )
 from deepfake.errors import UserError
 
-if TYPE_CHECKING:  # scikit-learn comes with it
-    from deepfake.data import Prepared
+if TYPE_CHECKING:
+    pass
 
 
 class TrackingError(UserError):
@@ -318,43 +317,10 @@ def has_reruns_alone(config: StudyConfig) -> bool:
     return config.name.endswith((FINAL, *LEAKS))
 
 
-def fingerprint_of(
-    config: StudyConfig, prepared: "Prepared", weights_sha256: str
-) -> dict[str, Any]:
-    """What must not change while a study runs, by dotted key. No paths, budget or places."""
-    train = config.train.model_dump(mode="json", exclude={"weights"})
-    settings = {"train": train, "space": config.space.model_dump(mode="json")}
-    if config.augment is not None:
-        settings["augment"] = config.augment.model_dump(mode="json")
-    if config.study.objective != "val_loss":  # studies from before there was another match
-        settings["study"] = {"objective": config.study.objective}
-    baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
-    return {
-        **dict(flattened(settings)),
-        **{f"baselines.{key}": value for key, value in flattened(baselines)},
-        "study.seed": config.study.seed,
-        # a control alone: the studies before it had no such key
-        **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
-        "train.weights (sha256)": weights_sha256,
-        "data faces.csv (sha256)": prepared.faces_sha256,  # its labels
-        "data splits.csv (sha256)": prepared.splits_sha256,
-        "data crops (sha256)": prepared.crops_sha256,
-    }
-
-
 def public_yaml(config: StudyConfig) -> str:
     """The whole configuration as YAML, without the storage URL, which may hold a password."""
     document = config.model_dump(mode="json", exclude={"study": {"storage"}})
     return yaml.safe_dump(document, sort_keys=False)
-
-
-def flattened(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Every value with its dotted key."""
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _absolute_sqlite(url: str) -> str:
