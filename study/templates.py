@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def render(content: Mapping[str, Any]) -> str:
+def render(template: Path, content: Mapping[str, Any]) -> str:
     """The page; every text in content is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(template.parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -24,19 +24,19 @@ def render(content: Mapping[str, Any]) -> str:
         "short": lambda sha: sha[:12],
         "clock": clock,
     }
-    return environment.get_template("report.html.j2").render(content)
+    return environment.get_template(template.name).render(content)
 
 
-def markdown(template: str, content: Mapping[str, Any]) -> str:
+def markdown(template: Path, content: Mapping[str, Any]) -> str:
     """A Markdown text, shown by whatever shows it: nothing is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(template.parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(content)
+    return environment.get_template(template.name).render(content)
 
 
 def number(value: float | None) -> str:

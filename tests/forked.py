@@ -15,7 +15,9 @@ from pathlib import Path
 from tests.runs import Folder
 
 _FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["study.cli", "study.worker", "study.final"])
+_FORKS.set_forkserver_preload(
+    ["study.cli.app", "study.worker.worker", "study.evaluation.evaluator"]
+)
 WAIT_S = 300  # a machine may be shared
 
 
@@ -91,6 +93,6 @@ def _become(
     os.dup2(output, 2)
     before()
     sys.argv = ["deepfake-study", *arguments]
-    from study.cli import main
+    from study.cli.app import main
 
     main()

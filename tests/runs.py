@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.cli import main
+from study.cli.app import main
 from study.config.load import load_config
 from study.config.schema import StudyConfig
 from tests.photos import draw_set
@@ -58,7 +58,7 @@ class Folder:
         return [name, str(self.config), *sets, *options]
 
     def command(self, name: str, *options: str) -> list[str]:
-        return [sys.executable, "-m", "study.cli", *self.arguments(name, *options)]
+        return [sys.executable, "-m", "study", *self.arguments(name, *options)]
 
     def run(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

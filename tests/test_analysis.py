@@ -255,7 +255,7 @@ def test_an_interval_without_0_that_is_no_proof_says_why():
 
 
 def compare(folder, *options):
-    command = [sys.executable, "-m", "study.cli", "compare"]
+    command = [sys.executable, "-m", "study", "compare"]
     config = REPOSITORY / "configs/sample.yaml"
     overrides = ["--set", f"baselines={REPOSITORY}/configs/baselines.yaml"]
     overrides += ["--set", "train.weights=elsewhere.pth"]

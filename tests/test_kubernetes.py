@@ -6,7 +6,7 @@ import pytest
 import typer
 import yaml
 
-from study.cli import app
+from study.cli.app import app
 from study.config.load import load_config
 from study.launchers.base import CHOSEN, SLACK_S
 from tests.runs import REPOSITORY

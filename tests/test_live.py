@@ -10,10 +10,9 @@ import torch
 from rich.console import Console
 
 from deepfake.config import Hyperparameters, Variant
-from study.eta import seconds_left
+from study.cli.live import live_table, progress_bars, seconds_left
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
-from study.live import live_table, progress_bars
 from study.slots.records import LastEpoch, SlotRecord, Stage, State
 from study.slots.slots import Slots
 from study.slots.study import join

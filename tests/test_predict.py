@@ -17,7 +17,7 @@ from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, load_exported
 from deepfake.predict import BATCH_FACES, Prediction, Refused, predict
-from study.cli import main
+from study.cli.app import main
 from tests.exported import draw_model
 from tests.photos import draw_photo, draw_set, face, huge_png, write_json
 from tests.runs import ENV, REPOSITORY

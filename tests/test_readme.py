@@ -20,7 +20,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from study.cli import app
+from study.cli.app import app
 from tests.exact import wait_for
 from tests.runs import ENV, REPOSITORY
 

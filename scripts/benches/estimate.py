@@ -36,7 +36,7 @@ def bench() -> list[Row]:
 
 def _call(folder: Path, name: str, *options: str) -> str:
     settings = ["--set", f"baselines={ROOT}/configs/baselines.yaml"]
-    command = [sys.executable, "-m", "study.cli", name, str(ROOT / "configs/sample.yaml")]
+    command = [sys.executable, "-m", "study", name, str(ROOT / "configs/sample.yaml")]
     done = subprocess.run(
         [*command, *settings, *options],
         cwd=folder,

@@ -29,7 +29,7 @@ def bench() -> list[Row]:
         folder = _finished_study(Path(name, "many"))
         status = min(_seconds(folder, "status") for _ in range(3))
         repair, claim = _looks(Path(name, "waiting"))
-    command = [sys.executable, "-m", "study.cli", "--help"]
+    command = [sys.executable, "-m", "study", "--help"]
     shown = min(_timed(command, Path.cwd()) for _ in range(3))
     share = f"{EPOCHS} epochs of {EPOCH_S:g} s, each with its checkpoint"
     return [

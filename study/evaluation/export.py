@@ -81,7 +81,7 @@ def model_card(
     faces = info.trained.faces
     train = faces["train"]
     return markdown(
-        "card.md.j2",
+        Path(__file__).with_name("card.md.j2"),
         {
             **vars(measured),
             "info": info,

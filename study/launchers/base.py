@@ -50,7 +50,7 @@ class WorkerCommand:
         """A worker that ends with this process. env, output: this process's without."""
         own = ["--grace", f"{self.grace_s:g}s", "--parent", str(os.getpid())]
         return subprocess.Popen(
-            [sys.executable, "-m", "study.cli", *self.arguments, *own, *more],
+            [sys.executable, "-m", "study", *self.arguments, *own, *more],
             cwd=self.cwd,
             env=env,
             stdin=subprocess.DEVNULL,

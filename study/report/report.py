@@ -37,6 +37,7 @@ from study.slots import STATES, SlotRecord, Slots, best_of
 from study.templates import render
 from study.tracking import Spool, Tracker, git_commit
 
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")
 
 
@@ -45,7 +46,7 @@ def write_report(slots: Slots, out: Path) -> Path:
 
     Raises StudyMismatch if the settings are not the study's, UserError if out can't be written.
     """
-    page = render(_content(slots, datetime.now(UTC)))
+    page = render(TEMPLATE, _content(slots, datetime.now(UTC)))
     try:
         partial = out.with_name(f".{out.name}.unfinished")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
@@ -35,7 +36,7 @@ def _rendered(
     best = best_of(records)
     states = Counter[str](record.state for record in records)
     return markdown(
-        "description.md.j2",
+        Path(__file__).with_name("description.md.j2"),
         {
             "records": records,
             "finished": sum(record.finished for record in records),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from study.launchers import Ended, Placement
     from study.slots import Slots
 
+
 # MLflow reads these when it is first imported; what the user has set stands
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -90,7 +91,7 @@ def sample(
     from deepfake.errors import UserError
     from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
-    from study.live import progress_bars
+    from study.cli.live import progress_bars
 
     if (out_dir / "Train_poly.json").exists():
         raise UserError(f"{out_dir}/Train_poly.json is there already; name another folder")
@@ -114,7 +115,7 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
     from dataclasses import asdict
 
-    from study.tables import summary_table
+    from study.cli.tables import summary_table
 
     loaded = _load(config, set_)
     if loaded.train.weights not in ("imagenet", "none"):
@@ -151,10 +152,9 @@ def audit(
 
     from deepfake.audit import audit as audit_data
     from deepfake.data import prepare_data
+    from study.cli.live import progress_bars
+    from study.cli.tables import audit_table, leak_lines, price_table
     from study.evaluation import baseline_of
-    from study.live import progress_bars
-    from study.scores import price_table
-    from study.tables import audit_table, leak_lines
 
     if not leak and (baseline, workers, device) != (None, None, None):
         raise typer.BadParameter("--baseline, --workers and --device go with --leak")
@@ -221,9 +221,9 @@ def estimate(
     """What the study will take here: time and disk, from some seconds of each variant."""
     from dataclasses import asdict
 
+    from study.cli.tables import estimate_table
     from study.estimate import estimate as reckon
     from study.launchers import Launcher, Placement, named
-    from study.tables import estimate_table
 
     loaded = _load(config, set_)
     local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
@@ -268,8 +268,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C the same command continues."""
+    from study.cli.live import StudyView
     from study.launchers import Placement, named, run_workers, slurm_dir, submitted
-    from study.live import StudyView
     from study.slots import check_trials, free_name, grow
     from study.worker import begin
 
@@ -472,10 +472,10 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
+    from study.cli.live import StudyView
+    from study.cli.tables import status_table
     from study.launchers import follow
-    from study.live import StudyView
     from study.slots import is_stopped, join, summary
-    from study.tables import status_table
 
     loaded = _load(config, set_)
     slots = join(loaded)
@@ -511,10 +511,10 @@ def evaluate(
     """Prove the best trials and the baselines from logged weights, then open test for them."""
     from dataclasses import asdict
 
+    from study.cli.live import progress_bars
+    from study.cli.tables import evaluation_table
     from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
     from study.launchers import Launcher, Placement
-    from study.live import progress_bars
-    from study.scores import evaluation_table
     from study.slots import join
     from study.worker import pick_device
 
@@ -578,8 +578,8 @@ def _run_reruns(
     slots: "Slots", placement: "Placement", worker: tuple[str, ...], again: str
 ) -> None:
     """Run the slots that are left; the command ends here, saying again, if it is stopped."""
+    from study.cli.live import StudyView
     from study.launchers import run_workers
-    from study.live import StudyView
 
     name, max_epochs = slots.config.name, slots.config.train.max_epochs
     _say_what_is_left(slots, again)
@@ -606,9 +606,9 @@ def compare(
 ) -> None:
     """Our test figures beside the report's published ones; with verdicts from --predictions."""
     if predictions is not None:
+        from study.cli.tables import analysis_table
         from study.config import load_published
         from study.evaluation import analyse, read_predictions
-        from study.scores import analysis_table
 
         published = load_published(config, set_ or [])
         analysed = analyse(read_predictions(predictions), published, split or "test")
@@ -616,8 +616,8 @@ def compare(
         return
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
+    from study.cli.tables import comparison_table
     from study.report import compare as compare_with_report
-    from study.scores import comparison_table
     from study.slots import join
 
     found = compare_with_report(join(_load(config, set_)))
@@ -652,8 +652,8 @@ def export(
     from dataclasses import asdict
 
     from deepfake.errors import UserError
+    from study.cli.live import progress_bars
     from study.evaluation import keep
-    from study.live import progress_bars
     from study.slots import join
     from study.worker import pick_device
 
@@ -740,9 +740,9 @@ def doctor(
     """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
     from dataclasses import asdict
 
-    from study.live import progress_bars
+    from study.cli.live import progress_bars
+    from study.cli.tables import doctor_table
     from study.maintenance import examine
-    from study.tables import doctor_table
 
     loaded = _load(config, set_)
     with progress_bars(_stderr()) as advance:
@@ -763,8 +763,8 @@ def gc(
     from dataclasses import asdict
 
     from deepfake.errors import UserError
+    from study.cli.tables import gc_table
     from study.maintenance import collect
-    from study.tables import gc_table
 
     if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:
         raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
@@ -846,7 +846,7 @@ def _load(path: Path, overrides: list[str] | None) -> "StudyConfig":
 def _prepare(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:
     """With the stores of all sides that the study's trials read, or of these."""
     from deepfake.data import prepare_data
-    from study.live import progress_bars
+    from study.cli.live import progress_bars
 
     with progress_bars(_stderr()) as advance:
         sides_px = config.sides_px if sides is None else sides
@@ -886,8 +886,8 @@ def _say_how_it_ended(
     name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
 ) -> int:
     """Print the result of `run`, and the commands for what is left; its exit code."""
+    from study.cli.tables import status_table
     from study.slots import summary
-    from study.tables import status_table
 
     _print(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
     if ended.undelivered:

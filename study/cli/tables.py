@@ -1,6 +1,6 @@
-"""Figures of trained models as tables: what evaluate, compare and audit --leak found."""
+"""Tables that are printed once: of a study, its data, what it will cost and what is wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -8,9 +8,171 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake.baselines import FIGURES
+from deepfake.files import size_text
+from study.cli.live import COLOURS, duration, trial_line
+from study.slots import STATES, SlotRecord, best_of
 
 if TYPE_CHECKING:
+    from deepfake.audit import Audit
+    from deepfake.data import Summary
+    from study.estimate import Estimate
     from study.evaluation import Price
+    from study.maintenance import Collected, Diagnosis
+
+
+PROBES = {  # what each sees, by name
+    "geometry": "the box and the photo's size",
+    "colours": "colour means and deviations of the crop",
+    "encoding": "the file's bytes per pixel and JPEG tables",
+    "surroundings": "the crop's corners, the face masked out",
+}
+LEAK_LINES, FACE_LINES = 20, 5  # the rest is in --json
+
+
+def status_table(name: str, records: Sequence[SlotRecord], max_epochs: int) -> Group:
+    """Budget, slots by state, the best so far and every slot that began."""
+    lines = [trial_line(r, max_epochs) for r in records if r.state != "waiting" or r.losses]
+    best = best_of(records)
+    head = Text(f"study {name}: {len(records)} slots", "bold")
+    tail = Text("no slot is complete yet")
+    if best is not None:
+        tail = Text("best: ", "bold").append_text(trial_line(best, max_epochs))
+    return Group(head, *lines, _counts(records), tail)
+
+
+def _counts(records: Sequence[SlotRecord]) -> Text:
+    counts = {state: sum(r.state == state for r in records) for state in STATES}
+    line = Text("     ")
+    for state, count in counts.items():
+        line.append(f"{count} {state}  ", COLOURS.get(state, "dim") if count else "dim")
+    return line
+
+
+def summary_table(summary: "Summary") -> Group:
+    """What prepare left."""
+    head = Text(f"{summary.faces} faces of {summary.photos} photos", "bold")
+    table = Table()
+    for column in ("split", "real", "fake"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, counts in summary.splits.items():
+        table.add_row(split, str(counts["real"]), str(counts["fake"]))
+    table.add_row("all", str(summary.real), str(summary.fake), style="bold")
+    for reason, count in summary.dropped.items():
+        table.add_row(f"dropped: {reason}", str(count), "", style="yellow")
+    if summary.clamped:
+        table.add_row("boxes clamped to the photo", str(summary.clamped), "", style="dim")
+    return Group(head, table)
+
+
+def audit_table(audit: "Audit") -> Group:
+    """What leaks from one split to another, and what each probe tells of the label."""
+    head = Text(f"{audit.photos} photos read", "bold")
+    if audit.photos_not_found:
+        head.append(f", {audit.photos_not_found} of the JSONs not found", "yellow")
+    pairs = Table("also in an earlier split", title_justify="left")
+    pairs.add_column("found", justify="right")
+    for kind, what in (
+        ("id", "photos of val and test, by id"),
+        ("pixels", "by their decoded pixels"),
+        ("near", "nearly identical"),
+    ):
+        count = sum(leak.kind == kind for leak in audit.leaks)
+        pairs.add_row(what, str(count), style="red" if count else None)
+    pairs.add_row("faces nearly alike (listed, no error)", str(len(audit.near_faces)))
+    probes = Table("probe: what it sees")
+    for column in ("AUC on val", "95 %", ""):
+        probes.add_column(column, justify="right")
+    for found in audit.probes:
+        low, high = found.interval
+        cells = (f"{found.auc:.3f}", f"{low:.3f} to {high:.3f}")
+        verdict = ("flagged", "yellow") if found.flagged else ("", None)
+        sees = f"{found.probe}: {PROBES[found.probe]}"
+        probes.add_row(sees, *cells, verdict[0], style=verdict[1])
+    faces = [Text(f"{pair}", "dim") for pair in audit.near_faces[:FACE_LINES]]
+    if len(audit.near_faces) > FACE_LINES:
+        faces.append(Text(f"and {len(audit.near_faces) - FACE_LINES} more: see --json", "dim"))
+    return Group(head, pairs, *faces, probes)
+
+
+def leak_lines(audit: "Audit", group_by: str) -> list[str]:
+    """A line a leak, up to LEAK_LINES, and the way out."""
+    lines = [str(leak) for leak in audit.leaks[:LEAK_LINES]]
+    if len(audit.leaks) > LEAK_LINES:
+        lines.append(f"and {len(audit.leaks) - LEAK_LINES} more: --json names them all")
+    way_out = "take one of each pair out of its JSON"
+    if group_by == "face":
+        way_out = "set data.group_by to photo, and " + way_out
+    n = len(audit.leaks)
+    return [*lines, f"photos in two splits: {n}; {way_out}, and prepare in another data.work_dir"]
+
+
+def estimate_table(estimate: "Estimate") -> Group:
+    """What a study will take, rounded as far as it can be known."""
+    table = Table()
+    for column in ("variant", "px", "s/epoch", "faces/s", "slots"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for cost in estimate.variants:
+        table.add_row(
+            cost.variant + (", baselines" if cost.baselines else ""),
+            str(cost.side_px),
+            f"{cost.epoch_s:.3g}",
+            f"{cost.images_per_s:,.0f}",
+            str(cost.slots),
+        )
+    here = f"{estimate.workers} workers, device {estimate.device}"
+    head = Text(f"study {estimate.name}: {estimate.n_trials} slots, {here}", "bold")
+    faces = f"{estimate.train_faces:,} faces to train on, {estimate.val_faces:,} to validate"
+    prepare = duration(estimate.prepare_s) if estimate.prepare_s else "done"
+    search, most = duration(estimate.search_s), duration(estimate.at_most_s)
+    lines = [
+        Text(f"prepare  {prepare}"),
+        Text(f"search   {search}, at most {most} (if nothing is pruned and none stops early)"),
+    ]
+    if estimate.embed_s:
+        features = duration(estimate.embed_s)
+        lines.append(Text(f"         of it {features} for the frozen backbone's features, once"))
+    disk = ", ".join(f"{name} {size_text(n_bytes)}" for name, n_bytes in estimate.disk.items())
+    free = ", ".join(f"{size_text(n_bytes)} at {key}" for key, n_bytes in estimate.free.items())
+    lines.append(Text(f"disk     {disk}; free: {free}"))
+    return Group(head, Text(faces), table, *lines)
+
+
+def doctor_table(found: "Diagnosis") -> Group:
+    """Each finding with its way out, what was mended, what the disk holds."""
+    styles = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    lines = []
+    for finding in found.findings:
+        line = Text(f"{finding.level:<6}", styles[finding.level])
+        line.append(f"{finding.area:<8} {finding.what}", "default not bold")
+        if finding.remedy:
+            line.append(f"; mend it: {finding.remedy}", "cyan not bold")
+        lines.append(line)
+    lines += [Text(f"mended  {done}", "green") for done in found.mended]
+    disk = Table("on disk")
+    disk.add_column("size", justify="right")
+    disk.add_column("where", overflow="fold")
+    for usage in found.disk:
+        disk.add_row(usage.what, size_text(usage.n_bytes), usage.place)
+    wrong = sum(finding.level == "wrong" for finding in found.findings)
+    fixable = sum(finding.fixable for finding in found.findings)
+    tail = Text("nothing is wrong" if not wrong else f"{wrong} wrong", "bold")
+    if fixable:
+        tail.append(f"; --fix would mend {fixable} of them")
+    return Group(*lines, disk, tail)
+
+
+def gc_table(found: "Collected") -> Group:
+    """What was or would be removed, and what stays."""
+    table = Table("would be removed" if found.dry_run else "removed")
+    table.add_column("size", justify="right")
+    table.add_column("where", overflow="fold")
+    for removal in found.removals:
+        table.add_row(removal.what, size_text(removal.n_bytes), removal.place)
+    kept = [f"slot {number} stays: {reason}" for number, reason in found.kept.items()]
+    verb = "would be freed" if found.dry_run else "freed"
+    tail = Text(f"{size_text(found.n_bytes)} {verb}", "bold")
+    body = [table] if found.removals else []
+    return Group(*(Text(line, "dim") for line in [*kept, *found.notes]), *body, tail)
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Group:

@@ -1,0 +1,1 @@
+from study.cli.app import main as main
