@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' browser
 
-from tests.browser import chromium, prefer_scheme, resize
+from tests.support.browser import chromium, prefer_scheme, resize
 
 COMMAND = Path(sys.executable).with_name("deepfake-study")
 REPORT_PX, UI_PX = (1280, 1000), (1440, 760)

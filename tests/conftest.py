@@ -16,9 +16,9 @@ import pytest
 
 from study.config.load import load_config
 from study.config.schema import StudyConfig
-from tests import postgres as postgres_server
-from tests.mlflow_server import mlflow_server, session_mlflow_server  # noqa: F401  # fixtures
-from tests.small_study import small_study  # noqa: F401  # a fixture
+from tests.support import postgres as postgres_server
+from tests.support.mlflow_server import mlflow_server, session_mlflow_server  # noqa: F401  # fixtures
+from tests.support.small_study import small_study  # noqa: F401  # a fixture
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -1,43 +1,51 @@
-from deepfake.data.arrays import Rows as Rows
-from deepfake.data.arrays import meta_path as meta_path
-from deepfake.data.arrays import store_path as store_path
-from deepfake.data.arrays import stores_bytes as stores_bytes
-from deepfake.data.arrays import writing as writing
-from deepfake.data.crops import JPEG_QUALITY as JPEG_QUALITY
-from deepfake.data.crops import PHOTO_FORMATS as PHOTO_FORMATS
-from deepfake.data.crops import UNREADABLE as UNREADABLE
-from deepfake.data.crops import cause_of as cause_of
-from deepfake.data.crops import crop_box as crop_box
-from deepfake.data.crops import cut_faces as cut_faces
-from deepfake.data.crops import encoded as encoded
-from deepfake.data.crops import find_photos as find_photos
-from deepfake.data.crops import read_photo as read_photo
-from deepfake.data.layouts.openforensics import COLUMNS as COLUMNS
-from deepfake.data.layouts.openforensics import PHOTO as PHOTO
-from deepfake.data.layouts.openforensics import read_faces as read_faces
-from deepfake.data.prepare import CROPS as CROPS
-from deepfake.data.prepare import MANIFEST as MANIFEST
-from deepfake.data.prepare import WAY_OUT as WAY_OUT
-from deepfake.data.prepare import NotPrepared as NotPrepared
-from deepfake.data.prepare import Prepared as Prepared
-from deepfake.data.prepare import Summary as Summary
-from deepfake.data.prepare import hash_crops as hash_crops
-from deepfake.data.prepare import load_prepared as load_prepared
-from deepfake.data.prepare import prepare_data as prepare_data
-from deepfake.data.splits import SPLITS_CSV as SPLITS_CSV
-from deepfake.data.splits import Opening as Opening
-from deepfake.data.splits import ordered as ordered
-from deepfake.data.splits import read_places as read_places
-from deepfake.data.splits import read_split as read_split
-from deepfake.data.splits import read_splits_csv as read_splits_csv
-from deepfake.data.splits import write_csv as write_csv
-from deepfake.data.store import IMAGENET_MEAN as IMAGENET_MEAN
-from deepfake.data.store import IMAGENET_STD as IMAGENET_STD
-from deepfake.data.store import Change as Change
-from deepfake.data.store import Faces as Faces
-from deepfake.data.store import ensure_store as ensure_store
-from deepfake.data.store import epoch_order as epoch_order
-from deepfake.data.store import normalise as normalise
-from deepfake.data.store import pixels_of as pixels_of
-from deepfake.data.store import resized as resized
-from deepfake.data.store import stored_rows as stored_rows
+from .arrays import (
+    Rows as Rows,
+    meta_path as meta_path,
+    store_path as store_path,
+    stores_bytes as stores_bytes,
+    writing as writing,
+)
+from .crops import (
+    JPEG_QUALITY as JPEG_QUALITY,
+    PHOTO_FORMATS as PHOTO_FORMATS,
+    UNREADABLE as UNREADABLE,
+    cause_of as cause_of,
+    crop_box as crop_box,
+    cut_faces as cut_faces,
+    encoded as encoded,
+    find_photos as find_photos,
+    read_photo as read_photo,
+)
+from .layouts.openforensics import COLUMNS as COLUMNS, PHOTO as PHOTO, read_faces as read_faces
+from .prepare import (
+    CROPS as CROPS,
+    MANIFEST as MANIFEST,
+    WAY_OUT as WAY_OUT,
+    NotPrepared as NotPrepared,
+    Prepared as Prepared,
+    Summary as Summary,
+    hash_crops as hash_crops,
+    load_prepared as load_prepared,
+    prepare_data as prepare_data,
+)
+from .splits import (
+    SPLITS_CSV as SPLITS_CSV,
+    Opening as Opening,
+    ordered as ordered,
+    read_places as read_places,
+    read_split as read_split,
+    read_splits_csv as read_splits_csv,
+    write_csv as write_csv,
+)
+from .store import (
+    IMAGENET_MEAN as IMAGENET_MEAN,
+    IMAGENET_STD as IMAGENET_STD,
+    Change as Change,
+    Faces as Faces,
+    ensure_store as ensure_store,
+    epoch_order as epoch_order,
+    normalise as normalise,
+    pixels_of as pixels_of,
+    resized as resized,
+    stored_rows as stored_rows,
+)

@@ -1,24 +1,30 @@
-from deepfake.metrics.bootstrap import Floats as Floats
-from deepfake.metrics.bootstrap import auc_of_resamples as auc_of_resamples
-from deepfake.metrics.bootstrap import draw_photos as draw_photos
-from deepfake.metrics.bootstrap import group_means as group_means
-from deepfake.metrics.bootstrap import mean_losses as mean_losses
-from deepfake.metrics.bootstrap import percentiles as percentiles
-from deepfake.metrics.bootstrap import resample as resample
-from deepfake.metrics.calibration import Chosen as Chosen
-from deepfake.metrics.calibration import choose as choose
-from deepfake.metrics.calibration import choose_threshold as choose_threshold
-from deepfake.metrics.calibration import fit_temperature as fit_temperature
-from deepfake.metrics.calibration import reliability as reliability
-from deepfake.metrics.classification import BOOTSTRAP_RESAMPLES as BOOTSTRAP_RESAMPLES
-from deepfake.metrics.classification import MIN_REALS as MIN_REALS
-from deepfake.metrics.classification import ConfusionMatrix as ConfusionMatrix
-from deepfake.metrics.classification import accuracy as accuracy
-from deepfake.metrics.classification import confusion_matrix as confusion_matrix
-from deepfake.metrics.classification import cross_entropy as cross_entropy
-from deepfake.metrics.classification import fake_probability as fake_probability
-from deepfake.metrics.classification import fake_score as fake_score
-from deepfake.metrics.classification import intervals as intervals
-from deepfake.metrics.classification import measure as measure
-from deepfake.metrics.classification import predict as predict
-from deepfake.metrics.scorecard import scorecard as scorecard
+from .bootstrap import (
+    Floats as Floats,
+    auc_of_resamples as auc_of_resamples,
+    draw_photos as draw_photos,
+    group_means as group_means,
+    mean_losses as mean_losses,
+    percentiles as percentiles,
+    resample as resample,
+)
+from .calibration import (
+    Chosen as Chosen,
+    choose as choose,
+    choose_threshold as choose_threshold,
+    fit_temperature as fit_temperature,
+    reliability as reliability,
+)
+from .classification import (
+    BOOTSTRAP_RESAMPLES as BOOTSTRAP_RESAMPLES,
+    MIN_REALS as MIN_REALS,
+    ConfusionMatrix as ConfusionMatrix,
+    accuracy as accuracy,
+    confusion_matrix as confusion_matrix,
+    cross_entropy as cross_entropy,
+    fake_probability as fake_probability,
+    fake_score as fake_score,
+    intervals as intervals,
+    measure as measure,
+    predict as predict,
+)
+from .scorecard import scorecard as scorecard

@@ -5,8 +5,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix as count_outcomes
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    confusion_matrix as count_outcomes,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    roc_curve,
+)
 from torch import Tensor
 from torch.nn import functional
 

@@ -1,13 +1,17 @@
-from deepfake.models.features import BATCH_ROWS as BATCH_ROWS
-from deepfake.models.features import Features as Features
-from deepfake.models.features import ensure_features as ensure_features
-from deepfake.models.features import robust_features as robust_features
-from deepfake.models.features import rows_to_embed as rows_to_embed
-from deepfake.models.variants import MOBILENET_FEATURES as MOBILENET_FEATURES
-from deepfake.models.variants import build_head as build_head
-from deepfake.models.variants import build_model as build_model
-from deepfake.models.variants import count_parameters as count_parameters
-from deepfake.models.variants import frozen_backbone as frozen_backbone
-from deepfake.models.variants import load_weights as load_weights
-from deepfake.models.variants import state_dict_sha256 as state_dict_sha256
-from deepfake.models.variants import whole_state as whole_state
+from .features import (
+    BATCH_ROWS as BATCH_ROWS,
+    Features as Features,
+    ensure_features as ensure_features,
+    robust_features as robust_features,
+    rows_to_embed as rows_to_embed,
+)
+from .variants import (
+    MOBILENET_FEATURES as MOBILENET_FEATURES,
+    build_head as build_head,
+    build_model as build_model,
+    count_parameters as count_parameters,
+    frozen_backbone as frozen_backbone,
+    load_weights as load_weights,
+    state_dict_sha256 as state_dict_sha256,
+    whole_state as whole_state,
+)

@@ -1,10 +1,10 @@
-from deepfake.training.checkpoint import KEPT as KEPT
-from deepfake.training.checkpoint import Checkpoints as Checkpoints
-from deepfake.training.checkpoint import check_writable as check_writable
-from deepfake.training.loop import EVAL_BATCHES as EVAL_BATCHES
-from deepfake.training.loop import EpochStats as EpochStats
-from deepfake.training.loop import Feed as Feed
-from deepfake.training.loop import FitResult as FitResult
-from deepfake.training.loop import evaluate as evaluate
-from deepfake.training.loop import fit as fit
-from deepfake.training.loop import train_one_epoch as train_one_epoch
+from .checkpoint import KEPT as KEPT, Checkpoints as Checkpoints, check_writable as check_writable
+from .loop import (
+    EVAL_BATCHES as EVAL_BATCHES,
+    EpochStats as EpochStats,
+    Feed as Feed,
+    FitResult as FitResult,
+    evaluate as evaluate,
+    fit as fit,
+    train_one_epoch as train_one_epoch,
+)

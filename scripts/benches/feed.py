@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from benches.table import Row
 from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, Faces, ensure_store, write_csv
 from deepfake.files import sha256_of
-from tests.large_store import FACES, draw_large_store, private_mib_of_feeding
+from tests.support.large_store import FACES, draw_large_store, private_mib_of_feeding
 
 SIDE_PX, BATCH, THREADS = 128, 32, 2
 STORED, DECODED = 4000, 1200  # faces: ours reads all, the usual parts the first of them

@@ -25,8 +25,8 @@ from deepfake.training import Feed, train_one_epoch
 from study.config import StudyConfig
 from study.search import suggest
 from study.slots import create_or_join, join
-from tests import postgres
-from tests.runs import Folder
+from tests.support import postgres
+from tests.support.runs import Folder
 
 PHOTOS = (200, 800, 3200)  # of three to four faces
 STORE_PX = 128

@@ -9,7 +9,14 @@ from scipy.stats import binom
 
 from benches.table import Row
 from study.evaluation import SplitPredictions
-from tests.nulls import BASELINES, CANDIDATES, plain_bootstrap_differs, ruled, simulated, trained
+from tests.support.nulls import (
+    BASELINES,
+    CANDIDATES,
+    plain_bootstrap_differs,
+    ruled,
+    simulated,
+    trained,
+)
 
 SIMULATIONS, TRAINED = 1000, 200
 SEEDS = (3, 5)

@@ -7,8 +7,8 @@ from functools import partial
 
 from benches.table import Row
 from study.config import StudyConfig
-from tests.curve_pools import FAMILY_SIZE, Curve, family, half_of, recorded
-from tests.replay_curves import RandomSearch, Replayed, StudySearch, replay, report_study
+from tests.support.curve_pools import FAMILY_SIZE, Curve, family, half_of, recorded
+from tests.support.replay_curves import RandomSearch, Replayed, StudySearch, replay, report_study
 
 SEEDS = range(100, 120)  # the settings were chosen on 0 to 19
 WORKERS = (1, 4)

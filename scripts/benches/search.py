@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from benches.filled import filled_study
 from benches.table import Row
 from study.slots import create_or_join, join
-from tests.runs import Folder
+from tests.support.runs import Folder
 
 SLOTS, EPOCHS, EPOCH_S = 9, 10, 30.0
 FINISHED = 1000

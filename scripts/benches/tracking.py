@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from benches.table import Row
-from tests import mlflow_server
-from tests.runs import Folder
+from tests.support import mlflow_server
+from tests.support.runs import Folder
 
 STUDY_EPOCHS = 10  # of each baseline
 

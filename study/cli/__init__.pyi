@@ -1,1 +1,1 @@
-from study.cli.app import main as main
+from .app import main as main

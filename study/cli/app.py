@@ -410,8 +410,7 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Add one trial with these parameters to the study; its budget grows by one."""
-    from study.slots import enqueue as add
-    from study.slots import given_params, join
+    from study.slots import enqueue as add, given_params, join
 
     loaded = _load(config, set_)
     given = given_params(params, loaded.space)
@@ -683,8 +682,7 @@ def predict(
     from dataclasses import asdict
 
     from deepfake.export import load_exported
-    from deepfake.predict import Prediction, Refused
-    from deepfake.predict import predict as judge
+    from deepfake.predict import Prediction, Refused, predict as judge
     from study.worker import pick_device
 
     loaded = load_exported(model, pick_device(device))
@@ -710,8 +708,7 @@ def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
 
     from study.config import of_reruns
     from study.slots import NoStudy
-    from study.tracking import SyncResult
-    from study.tracking import sync as deliver_left_over
+    from study.tracking import SyncResult, sync as deliver_left_over
 
     loaded = _load(config, set_)
     found, missing = SyncResult(0, 0, 0), []

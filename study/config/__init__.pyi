@@ -1,22 +1,25 @@
-from study.config.fingerprint import StudyMismatch as StudyMismatch
-from study.config.fingerprint import fingerprint_of as fingerprint_of
-from study.config.fingerprint import flattened as flattened
-from study.config.fingerprint import refuse_other as refuse_other
-from study.config.load import load_config as load_config
-from study.config.load import load_published as load_published
-from study.config.schema import FINAL as FINAL
-from study.config.schema import OBJECTIVES as OBJECTIVES
-from study.config.schema import Objective as Objective
-from study.config.schema import Range as Range
-from study.config.schema import SearchConfig as SearchConfig
-from study.config.schema import Space as Space
-from study.config.schema import StudyConfig as StudyConfig
-from study.config.schema import TrackingError as TrackingError
-from study.config.schema import final_of as final_of
-from study.config.schema import has_reruns_alone as has_reruns_alone
-from study.config.schema import is_final as is_final
-from study.config.schema import is_leak as is_leak
-from study.config.schema import leak_name as leak_name
-from study.config.schema import of_reruns as of_reruns
-from study.config.schema import public_yaml as public_yaml
-from study.config.schema import redact as redact
+from .fingerprint import (
+    StudyMismatch as StudyMismatch,
+    fingerprint_of as fingerprint_of,
+    flattened as flattened,
+    refuse_other as refuse_other,
+)
+from .load import load_config as load_config, load_published as load_published
+from .schema import (
+    FINAL as FINAL,
+    OBJECTIVES as OBJECTIVES,
+    Objective as Objective,
+    Range as Range,
+    SearchConfig as SearchConfig,
+    Space as Space,
+    StudyConfig as StudyConfig,
+    TrackingError as TrackingError,
+    final_of as final_of,
+    has_reruns_alone as has_reruns_alone,
+    is_final as is_final,
+    is_leak as is_leak,
+    leak_name as leak_name,
+    of_reruns as of_reruns,
+    public_yaml as public_yaml,
+    redact as redact,
+)

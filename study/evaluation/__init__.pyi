@@ -1,25 +1,23 @@
-from study.evaluation.analysis import analyse as analyse
-from study.evaluation.artifacts import logged_exhibits as logged_exhibits
-from study.evaluation.error_analysis import jpeg_base64 as jpeg_base64
-from study.evaluation.error_analysis import picture_of as picture_of
-from study.evaluation.evaluator import Evaluation as Evaluation
-from study.evaluation.evaluator import Evaluator as Evaluator
-from study.evaluation.export import keep as keep
-from study.evaluation.export import keep_best as keep_best
-from study.evaluation.finalists import begin_final as begin_final
-from study.evaluation.finalists import contenders_of_final as contenders_of_final
-from study.evaluation.finalists import contenders_of_search as contenders_of_search
-from study.evaluation.finalists import incumbents as incumbents
-from study.evaluation.leak import ARMS as ARMS
-from study.evaluation.leak import Price as Price
-from study.evaluation.leak import arm_named as arm_named
-from study.evaluation.leak import baseline_of as baseline_of
-from study.evaluation.leak import begin_arm as begin_arm
-from study.evaluation.leak import leak_of as leak_of
-from study.evaluation.leak import price as price
-from study.evaluation.predictions import SplitPredictions as SplitPredictions
-from study.evaluation.predictions import read_predictions as read_predictions
-from study.evaluation.robustness import kinds as kinds
-from study.evaluation.robustness import steps as steps
-from study.evaluation.verdict import MIN_SEEDS as MIN_SEEDS
-from study.evaluation.verdict import headline as headline
+from .analysis import analyse as analyse
+from .artifacts import logged_exhibits as logged_exhibits
+from .error_analysis import jpeg_base64 as jpeg_base64, picture_of as picture_of
+from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
+from .export import keep as keep, keep_best as keep_best
+from .finalists import (
+    begin_final as begin_final,
+    contenders_of_final as contenders_of_final,
+    contenders_of_search as contenders_of_search,
+    incumbents as incumbents,
+)
+from .leak import (
+    ARMS as ARMS,
+    Price as Price,
+    arm_named as arm_named,
+    baseline_of as baseline_of,
+    begin_arm as begin_arm,
+    leak_of as leak_of,
+    price as price,
+)
+from .predictions import SplitPredictions as SplitPredictions, read_predictions as read_predictions
+from .robustness import kinds as kinds, steps as steps
+from .verdict import MIN_SEEDS as MIN_SEEDS, headline as headline

@@ -1,4 +1,2 @@
-from study.maintenance.doctor import Diagnosis as Diagnosis
-from study.maintenance.doctor import examine as examine
-from study.maintenance.gc import Collected as Collected
-from study.maintenance.gc import collect as collect
+from .doctor import Diagnosis as Diagnosis, examine as examine
+from .gc import Collected as Collected, collect as collect

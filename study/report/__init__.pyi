@@ -1,2 +1,2 @@
-from study.report.comparison import compare as compare
-from study.report.report import write_report as write_report
+from .comparison import compare as compare
+from .report import write_report as write_report

@@ -1,26 +1,34 @@
-from study.slots.budget import check_stopped as check_stopped
-from study.slots.budget import check_trials as check_trials
-from study.slots.budget import enqueue as enqueue
-from study.slots.budget import given_params as given_params
-from study.slots.budget import grow as grow
-from study.slots.budget import is_stopped as is_stopped
-from study.slots.budget import lift_stop as lift_stop
-from study.slots.budget import stop_study as stop_study
-from study.slots.lease import Lease as Lease
-from study.slots.lease import Slot as Slot
-from study.slots.lease import SlotLost as SlotLost
-from study.slots.lease import lost_if_finished as lost_if_finished
-from study.slots.records import DIVERGED as DIVERGED
-from study.slots.records import STATES as STATES
-from study.slots.records import LastEpoch as LastEpoch
-from study.slots.records import Rerun as Rerun
-from study.slots.records import SlotRecord as SlotRecord
-from study.slots.records import Stage as Stage
-from study.slots.records import State as State
-from study.slots.records import best_of as best_of
-from study.slots.records import summary as summary
-from study.slots.slots import Slots as Slots
-from study.slots.study import NoStudy as NoStudy
-from study.slots.study import create_or_join as create_or_join
-from study.slots.study import free_name as free_name
-from study.slots.study import join as join
+from .budget import (
+    check_stopped as check_stopped,
+    check_trials as check_trials,
+    enqueue as enqueue,
+    given_params as given_params,
+    grow as grow,
+    is_stopped as is_stopped,
+    lift_stop as lift_stop,
+    stop_study as stop_study,
+)
+from .lease import (
+    Lease as Lease,
+    Slot as Slot,
+    SlotLost as SlotLost,
+    lost_if_finished as lost_if_finished,
+)
+from .records import (
+    DIVERGED as DIVERGED,
+    STATES as STATES,
+    LastEpoch as LastEpoch,
+    Rerun as Rerun,
+    SlotRecord as SlotRecord,
+    Stage as Stage,
+    State as State,
+    best_of as best_of,
+    summary as summary,
+)
+from .slots import Slots as Slots
+from .study import (
+    NoStudy as NoStudy,
+    create_or_join as create_or_join,
+    free_name as free_name,
+    join as join,
+)

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from deepfake.reproducibility import derive_seed
 from study.slots.records import Rerun
-from study.slots.slots import Slots
 from study.storage import StorageError
 
 _FINAL = 2**32 + 1  # no slot's number
@@ -58,13 +58,16 @@ def lost(slot: Slot) -> SlotLost:
     )
 
 
+if TYPE_CHECKING:
+    from study.slots.slots import Slots  # which takes Slot and Silence from here
+
 log = logging.getLogger(__name__)
 
 
 class Lease:
     """Held by one worker on one slot; a thread of its own beats for it."""
 
-    def __init__(self, slots: Slots, slot: Slot, on_stall: Callable[[], None]) -> None:
+    def __init__(self, slots: "Slots", slot: Slot, on_stall: Callable[[], None]) -> None:
         self._slots = slots
         self._slot = slot
         self._search = slots.config.study

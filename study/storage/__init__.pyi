@@ -1,10 +1,12 @@
-from study.storage.connection import exclusive as exclusive
-from study.storage.connection import has_tables as has_tables
-from study.storage.connection import weights_lock as weights_lock
-from study.storage.rdb import Storage as Storage
-from study.storage.rdb import check_storage as check_storage
-from study.storage.rdb import open_storage as open_storage
-from study.storage.retry import LONGEST_WAIT_S as LONGEST_WAIT_S
-from study.storage.retry import OUTAGE_S as OUTAGE_S
-from study.storage.retry import StorageAway as StorageAway
-from study.storage.retry import StorageError as StorageError
+from .connection import (
+    exclusive as exclusive,
+    has_tables as has_tables,
+    weights_lock as weights_lock,
+)
+from .rdb import Storage as Storage, check_storage as check_storage, open_storage as open_storage
+from .retry import (
+    LONGEST_WAIT_S as LONGEST_WAIT_S,
+    OUTAGE_S as OUTAGE_S,
+    StorageAway as StorageAway,
+    StorageError as StorageError,
+)

@@ -1,28 +1,33 @@
-from study.tracking.client import LoggedRun as LoggedRun
-from study.tracking.client import by_hand as by_hand
-from study.tracking.client import sqlite_path as sqlite_path
-from study.tracking.delivery import Delivery as Delivery
-from study.tracking.delivery import Replay as Replay
-from study.tracking.delivery import SyncResult as SyncResult
-from study.tracking.delivery import check_tracking as check_tracking
-from study.tracking.delivery import differs as differs
-from study.tracking.delivery import sync as sync
-from study.tracking.description import describe as describe
-from study.tracking.plots import confusion_figure as confusion_figure
-from study.tracking.provenance import Dataset as Dataset
-from study.tracking.provenance import dataset as dataset
-from study.tracking.provenance import git_commit as git_commit
-from study.tracking.provenance import sources as sources
-from study.tracking.registry import CHAMPION as CHAMPION
-from study.tracking.registry import REPORT_BASELINE as REPORT_BASELINE
-from study.tracking.registry import register as register
-from study.tracking.registry import stands_for as stands_for
-from study.tracking.spool import WEIGHTS as WEIGHTS
-from study.tracking.spool import SlotRun as SlotRun
-from study.tracking.spool import Spool as Spool
-from study.tracking.spool import SpoolError as SpoolError
-from study.tracking.spool import run_name as run_name
-from study.tracking.system_metrics import Machine as Machine
-from study.tracking.tracker import Shelf as Shelf
-from study.tracking.tracker import Tracker as Tracker
-from study.tracking.ui import serve_ui as serve_ui
+from .client import LoggedRun as LoggedRun, by_hand as by_hand, sqlite_path as sqlite_path
+from .delivery import (
+    Delivery as Delivery,
+    Replay as Replay,
+    SyncResult as SyncResult,
+    check_tracking as check_tracking,
+    differs as differs,
+    sync as sync,
+)
+from .description import describe as describe
+from .plots import confusion_figure as confusion_figure
+from .provenance import (
+    Dataset as Dataset,
+    dataset as dataset,
+    git_commit as git_commit,
+    sources as sources,
+)
+from .registry import (
+    CHAMPION as CHAMPION,
+    REPORT_BASELINE as REPORT_BASELINE,
+    register as register,
+    stands_for as stands_for,
+)
+from .spool import (
+    WEIGHTS as WEIGHTS,
+    SlotRun as SlotRun,
+    Spool as Spool,
+    SpoolError as SpoolError,
+    run_name as run_name,
+)
+from .system_metrics import Machine as Machine
+from .tracker import Shelf as Shelf, Tracker as Tracker
+from .ui import serve_ui as serve_ui

@@ -1,11 +1,12 @@
-from study.worker.inputs import Inputs as Inputs
-from study.worker.objective import hardware as hardware
-from study.worker.setup import begin as begin
-from study.worker.setup import check_precision as check_precision
-from study.worker.setup import checkpoints_of as checkpoints_of
-from study.worker.setup import pick_device as pick_device
-from study.worker.setup import set_up as set_up
-from study.worker.setup import study_fingerprint as study_fingerprint
-from study.worker.setup import worker_name as worker_name
-from study.worker.worker import TooManyFailed as TooManyFailed
-from study.worker.worker import work as work
+from .inputs import Inputs as Inputs
+from .objective import hardware as hardware
+from .setup import (
+    begin as begin,
+    check_precision as check_precision,
+    checkpoints_of as checkpoints_of,
+    pick_device as pick_device,
+    set_up as set_up,
+    study_fingerprint as study_fingerprint,
+    worker_name as worker_name,
+)
+from .worker import TooManyFailed as TooManyFailed, work as work

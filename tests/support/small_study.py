@@ -1,0 +1,24 @@
+"""A small finished and evaluated study, made once a session through the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import Folder
+
+SLOTS = 5
+
+
+def make_small_study(path: Path) -> Folder:
+    """Prepared, run and evaluated in path: under a minute on two cores."""
+    folder = Folder(path, 30, "name=small", "train.max_epochs=2", f"study.n_trials={SLOTS}")
+    done = folder.run("run")  # prepares too
+    assert done.returncode == 0, done.stderr
+    done = folder.call("evaluate")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return make_small_study(tmp_path_factory.mktemp("small"))
