@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deepfake.audit.leaks import Audit, audit, leaks as audit_module
+from deepfake.audit import Audit, audit, leaks as audit_module
 from deepfake.config import SPLITS, DataConfig, Split
 from deepfake.data.layouts.openforensics import COLUMNS
 from deepfake.data.prepare import NotPrepared, prepare_data

@@ -9,7 +9,7 @@ import scipy.fft
 from PIL import Image, ImageEnhance
 from scipy.spatial.distance import cdist
 
-from deepfake.audit.leaks import perceptual_hash as likeness
+from deepfake.audit import perceptual_hash as likeness
 from deepfake.audit.perceptual_hash import NEAR_BITS, nearest, perceptual_hash
 from deepfake.sample.dataset import draw_sample
 

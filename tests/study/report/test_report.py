@@ -18,7 +18,7 @@ from study.config.load import load_config
 from study.config.schema import Space, StudyConfig
 from study.evaluation.analysis import analyse
 from study.evaluation.error_analysis import PICTURES
-from study.report.report import search_plots as charts, write_report
+from study.report import search_plots as charts, write_report
 from study.report.reproduce import commands, reproducible
 from study.search.space import suggest
 from study.slots.records import SlotRecord

@@ -22,7 +22,7 @@ from study.slots.lease import SlotLost
 from study.slots.records import LastEpoch, Stage, best_of, summary
 from study.slots.slots import Slots
 from study.slots.study import NoStudy, create_or_join, free_name, join
-from study.storage.rdb import rdb as storage
+from study.storage import rdb as storage
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]

@@ -17,8 +17,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from study.config.schema import SearchConfig, StudyConfig, redact
+from study.storage import Storage, open_storage, queries as own_trials, rdb as own_storage
 from study.storage.connection import exclusive
-from study.storage.rdb import Storage, open_storage, queries as own_trials, rdb as own_storage
 from study.storage.retry import StorageError
 from tests.support.postgres import PASSWORD, Postgres
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
 )
 
 from deepfake.errors import UserError
-from study.storage.rdb import retry as outage
+from study.storage import retry as outage
 from study.storage.retry import Patience, StorageAway, is_final, is_outage
 
 SECRET = "c4nary-p4ssword"
