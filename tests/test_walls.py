@@ -1,6 +1,7 @@
 """Holds the walls of the design by reading the source, and shows that each one can fall."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,35 +137,168 @@ def offenders(check, *packages):
 # the walls
 
 
+# a room imports only what stands before it here; a module that is no room's is one of its own
+ORDER = (
+    "deepfake.errors",
+    "deepfake.files",
+    "deepfake.parallel",
+    "deepfake.config",
+    "deepfake.reproducibility",
+    "deepfake.baselines",
+    "deepfake.metrics",
+    "deepfake.data",
+    "deepfake.training",
+    "deepfake.transforms",
+    "deepfake.models",
+    "deepfake.audit",
+    "deepfake.sample",
+    "deepfake.export",
+    "deepfake.predict",
+    "deepfake.timing",
+    "study.signals",
+    "study.templates",
+    "study.config",
+    "study.search",
+    "study.storage",
+    "study.slots",
+    "study.tracking",
+    "study.worker",
+    "study.launchers",
+    "study.evaluation",
+    "study.report",
+    "study.maintenance",
+    "study.estimate",
+    "study.cli",
+    "study.__main__",
+)
+ROOMS = [name for name in ORDER if (ROOT / name.replace(".", "/")).is_dir()]
+
+
+def room_of(module):
+    """The room that a module is in, or the module itself: its dotted name's longest prefix."""
+    return max((name for name in ORDER if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def module_name(file):
+    return file[: -len(".py")].removesuffix("/__init__").replace("/", ".")
+
+
+def own_imports(file):
+    """What a file imports of ours: (the package or module behind `from`, the name)."""
+    tree = ast.parse((ROOT / file).read_text())
+    return [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS
+        for alias in node.names
+    ]
+
+
+OURS = ("deepfake", "study")
+
+
+def test_every_module_has_its_place_in_the_order():
+    rooms = {room_of(module_name(file)) for package in OURS for file in files(package)[1:]}
+    assert rooms == set(ORDER)
+
+
+def test_no_import_goes_to_the_right():
+    back = [
+        f"{file} imports {source}"
+        for package in OURS
+        for file in files(package)[1:]
+        for source, _ in own_imports(file)
+        if ORDER.index(room_of(source)) > ORDER.index(room_of(module_name(file)))
+    ]
+    assert back == []
+
+
+def test_rooms_are_entered_by_their_doors():
+    """From another room, names come from the package alone: what its stub exports."""
+    past_the_door = [
+        f"{file} imports {name} from {source}"
+        for package in OURS
+        for file in files(package)[1:]
+        for source, name in own_imports(file)
+        if room_of(source) != room_of(module_name(file)) and source != room_of(source)
+    ]
+    assert past_the_door == []
+
+
+def graph():
+    """Which modules each imports when it is itself imported, doors followed to the module."""
+    doors = {room: exports(room) for room in ROOMS}
+    edges = {}
+    for package in OURS:
+        for file in files(package)[1:]:
+            tree = ast.parse((ROOT / file).read_text())
+            edges[module_name(file)] = {
+                doors.get(node.module, {}).get(alias.name, node.module)
+                for node in tree.body
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS
+                for alias in node.names
+            }
+    return edges
+
+
+def exports(room):
+    """What a room's stub re-exports: the module of each name."""
+    tree = ast.parse((ROOT / room.replace(".", "/") / "__init__.pyi").read_text())
+    return {
+        alias.name: f"{room}.{node.module}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_no_circle_of_imports():
+    edges, done = graph(), set()
+    while free := [m for m in edges if m not in done and edges[m] & edges.keys() <= done]:
+        done.update(free)
+    assert set(edges) - done == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_lists_its_modules_and_exports_what_others_use(room):
+    folder = ROOT / room.replace(".", "/")
+    listed = re.findall(
+        r"^(\w+)  +\S", ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), re.M
+    )
+    there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(listed) == there - {"__init__", "__pycache__", "templates"}
+    assert len(listed) <= 12
+    exported = exports(room)
+    assert not exported.keys() & there  # of a module and a name in it the door would open either
+    used = {
+        name
+        for top in (*OURS, "scripts")
+        for file in files(top)
+        for source, name in own_imports(file)
+        if source == room
+    }
+    assert exported.keys() <= used
+
+
 def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
     forbidden = imports_any("study", "optuna", "mlflow", "rich", "typer", "click", "sqlalchemy")
     assert offenders(forbidden, "deepfake") == set()
 
 
-MLFLOWS = ("connection", "tracking", "shelf", "registry", "machine")
+# each outside system, and the room that may use it
 WALLS = {
-    "mlflow": (
-        imports_any("mlflow"),
-        {
-            f"study/{room}.py"
-            for room in ("connection", "tracking", "shelf", "registry", "machine")
-        },
-    ),
-    "an Optuna storage": (opens_a_storage, {"study/storage.py", "study/database.py"}),
-    "the test split": (opens_the_test_split, {"study/final.py"}),
-    "typer": (imports_any("typer", "click"), {"study/cli.py"}),
-    "rich": (
-        imports_any("rich"),
-        {"study/cli.py", "study/live.py", "study/tables.py", "study/scores.py"},
-    ),
-    "the environment": (reads_the_environment, {"study/cli.py"}),
+    "mlflow": (imports_any("mlflow"), "study.tracking"),
+    "an Optuna storage": (opens_a_storage, "study.storage"),
+    "the test split": (opens_the_test_split, "study.evaluation"),
+    "typer and rich": (imports_any("typer", "click", "rich"), "study.cli"),
+    "the environment": (reads_the_environment, "study.cli"),
 }
 
 
 @pytest.mark.parametrize("wall", WALLS)
 def test_each_outside_system_has_its_one_owner(wall):
-    check, owners = WALLS[wall]
-    assert offenders(check, "deepfake", "study") == owners
+    check, owner = WALLS[wall]
+    assert {room_of(module_name(file)) for file in offenders(check, *OURS)} == {owner}
 
 
 def test_nothing_unpickles_or_runs_code_from_a_file():
@@ -174,7 +308,7 @@ def test_nothing_unpickles_or_runs_code_from_a_file():
 @pytest.mark.slow
 def test_importing_deepfake_loads_nothing_of_the_search():
     # what the source can't show: an import behind an import
-    names = [file[: -len(".py")].replace("/", ".") for file in files("deepfake")]
+    names = [module_name(file) for file in files("deepfake")]
     code = f"""
 import importlib, sys
 for name in {names}:

@@ -1,6 +1,7 @@
 """What a classifier is worth: every figure once, and its interval.
 
-classification  confusion matrix, precision, recall, F1, AUC, EER, NLL, Brier, ECE of logits
+classification  confusion matrix, precision, recall, F1, AUC, EER of logits
+scorecard       every figure of one training
 bootstrap       intervals by drawing whole photos again
 calibration     temperature, threshold, expected calibration error
 """

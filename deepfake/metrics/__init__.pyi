@@ -27,4 +27,4 @@ from .classification import (
     measure as measure,
     predict as predict,
 )
-from .scorecard import scorecard as scorecard
+from .scorecard import compute_scorecard as compute_scorecard

@@ -17,7 +17,7 @@ from deepfake.metrics.classification import (
 Scorecard = dict[str, float | None]
 
 
-def scorecard(logits: Tensor, labels: Tensor, chosen: Chosen) -> Scorecard:
+def compute_scorecard(logits: Tensor, labels: Tensor, chosen: Chosen) -> Scorecard:
     """The figures by name; `_scaled`: after the temperature; 0 is real, 1 is fake.
 
     logits: (N, 2), labels: (N,), both labels among them. recall_1_at_far_1pct is None where

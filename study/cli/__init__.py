@@ -1,4 +1,9 @@
-"""The command: the only room with typer, rich and the environment."""
+"""The command: the only room with typer, rich and the environment.
+
+app     every command: parse, load the YAML, call one function
+live    what a terminal shows while a study runs, and when it will be over
+tables  tables that are printed once
+"""
 
 import lazy_loader
 

@@ -16,10 +16,10 @@ from deepfake.metrics import (
     BOOTSTRAP_RESAMPLES,
     Chosen,
     choose,
+    compute_scorecard,
     draw_photos,
     percentiles,
     resample,
-    scorecard,
 )
 from deepfake.parallel import available_cores
 from study.evaluation.error_analysis import slices
@@ -115,7 +115,7 @@ def measure_all(
         model, at = training
         chosen = choose(torch.from_numpy(val.logits[model][at]), val_labels)
         logits = torch.from_numpy(test.logits[model][at])
-        whole = scorecard(logits, labels, chosen)
+        whole = compute_scorecard(logits, labels, chosen)
         return chosen, whole, resample(logits, labels, photos, draws, chosen)
 
     trainings = [(f.model, at) for f in finalists for at in range(len(f.seeds))]

@@ -7,7 +7,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from deepfake.reproducibility import derive_seed
 
 
-def sampler(
+def new_sampler(
     study_seed: int, slot: int, attempt: int, kind: Literal["tpe", "random"] = "tpe"
 ) -> BaseSampler:
     """With a generator of this slot's attempt: no worker, restarted or late, repeats draws."""

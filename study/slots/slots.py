@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from deepfake.config import Hyperparameters
 from deepfake.errors import UserError
 from study.config import StudyConfig, StudyMismatch, has_reruns_alone, refuse_other
-from study.search import sampler
+from study.search import new_sampler
 from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.slots.lease import Silence, Slot, lost, lost_if_finished
 from study.slots.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
@@ -127,7 +127,7 @@ class Slots:
         attrs = self._storage.get_trial(trial_id).user_attrs
         number, attempt = attrs["slot"], attrs["attempt"]
         search = self.config.study
-        self.study.sampler = sampler(search.seed, number, attempt, search.sampler)
+        self.study.sampler = new_sampler(search.seed, number, attempt, search.sampler)
         trial = Trial(self.study, trial_id)
         return Slot(number, attempt, attrs["baseline"], trial, rerun_of(attrs))
 

@@ -14,7 +14,7 @@ from deepfake.config import Hyperparameters
 from study.config.load import load_config
 from study.config.schema import SearchConfig, Space, StudyConfig
 from study.search.pruner import PeerMedianPruner
-from study.search.sampler import sampler
+from study.search.sampler import new_sampler
 from study.search.space import suggest
 from tests.support.curve_pools import Curve, share_of
 
@@ -111,7 +111,7 @@ class StudySearch:
         self.trials: dict[int, Trial] = {}
 
     def claim(self, left: Collection[int]) -> int:
-        self.study.sampler = sampler(self.seed, slot=len(self.trials), attempt=0)
+        self.study.sampler = new_sampler(self.seed, slot=len(self.trials), attempt=0)
         drawn = self.study.ask()
         wanted = suggest(drawn, self.space)
         self.study.tell(drawn, state=TrialState.FAIL)  # TPE never learns from these

@@ -5,7 +5,7 @@ import torch
 from deepfake.metrics.bootstrap import draw_photos, mean_losses, percentiles, resample
 from deepfake.metrics.calibration import Chosen, choose
 from deepfake.metrics.classification import intervals
-from deepfake.metrics.scorecard import scorecard
+from deepfake.metrics.scorecard import compute_scorecard
 from tests.deepfake.metrics.test_classification import random_faces
 
 CHOSEN = Chosen(temperature=1.7, threshold=0.4)
@@ -31,7 +31,7 @@ def test_each_resamples_figures_are_those_of_scikit_learn_on_copies_of_its_faces
     found = resample(logits, labels, photos, draws, CHOSEN)
     for row, drawn in enumerate(draws):
         faces = copies(photos, drawn)
-        whole = scorecard(logits[faces], labels[faces], CHOSEN)
+        whole = compute_scorecard(logits[faces], labels[faces], CHOSEN)
         assert {name: values[row] for name, values in found.items()} == pytest.approx(
             whole, abs=1e-9
         )
@@ -42,7 +42,7 @@ def test_every_photo_drawn_once_gives_the_scorecard():
     chosen = choose(logits, labels)
     once = np.ones((1, photos.max() + 1), np.uint16)
     found = resample(logits, labels, photos, once, chosen)
-    whole = scorecard(logits, labels, chosen)
+    whole = compute_scorecard(logits, labels, chosen)
     assert whole.pop("recall_1_at_far_1pct") is None  # too few reals: absent from resamples
     assert {name: values[0] for name, values in found.items()} == pytest.approx(whole, abs=1e-9)
 

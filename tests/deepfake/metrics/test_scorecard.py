@@ -14,13 +14,13 @@ from deepfake.metrics.classification import (
     measure,
     recall_at_false_alarms,
 )
-from deepfake.metrics.scorecard import scorecard
+from deepfake.metrics.scorecard import compute_scorecard
 from tests.deepfake.metrics.test_classification import random_faces
 
 
 def test_the_scorecard_holds_measures_figures_and_scikit_learns():
     logits, labels = random_faces(1200, seed=1)
-    card = scorecard(logits, labels, Chosen(temperature=2.0, threshold=0.3))
+    card = compute_scorecard(logits, labels, Chosen(temperature=2.0, threshold=0.3))
     of_fake, scaled = (fake_probability(logits / t).numpy() for t in (1, 2))
     assert card == pytest.approx(
         measure(logits, labels).as_dict()
@@ -40,5 +40,5 @@ def test_the_scorecard_holds_measures_figures_and_scikit_learns():
 
 
 def test_the_recall_at_few_false_alarms_is_none_where_reals_are_few():
-    card = scorecard(*random_faces(100, seed=2), Chosen(1.0, 0.5))
+    card = compute_scorecard(*random_faces(100, seed=2), Chosen(1.0, 0.5))
     assert card["recall_1_at_far_1pct"] is None
