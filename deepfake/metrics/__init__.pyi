@@ -1,8 +1,10 @@
 from .bootstrap import (
+    BOOTSTRAP_RESAMPLES as BOOTSTRAP_RESAMPLES,
     Floats as Floats,
     auc_of_resamples as auc_of_resamples,
     draw_photos as draw_photos,
     group_means as group_means,
+    intervals as intervals,
     mean_losses as mean_losses,
     percentiles as percentiles,
     resample as resample,
@@ -15,7 +17,6 @@ from .calibration import (
     reliability as reliability,
 )
 from .classification import (
-    BOOTSTRAP_RESAMPLES as BOOTSTRAP_RESAMPLES,
     MIN_REALS as MIN_REALS,
     ConfusionMatrix as ConfusionMatrix,
     accuracy as accuracy,
@@ -23,7 +24,6 @@ from .classification import (
     cross_entropy as cross_entropy,
     fake_probability as fake_probability,
     fake_score as fake_score,
-    intervals as intervals,
     measure as measure,
     predict as predict,
 )

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import (
     confusion_matrix as count_outcomes,
     precision_recall_fscore_support,
@@ -16,9 +15,7 @@ from torch.nn import functional
 
 from deepfake.config import FAKE, REAL
 
-BOOTSTRAP_RESAMPLES = 2000
 MIN_REALS = 500  # 1 % of them is five faces
-_CHUNK = 100  # resamples at once: keeps (chunk, N) small at OpenForensics' size
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,6 @@ class ConfusionMatrix:
     def rows(self) -> list[list[int]]:
         """[[real as real, real as fake], [fake as real, fake as fake]]."""
         return [[self.real_as_real, self.real_as_fake], [self.fake_as_real, self.fake_as_fake]]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95 % interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -138,53 +127,3 @@ def recall_at_false_alarms(logits: Tensor, labels: Tensor, rate: float = 0.01) -
         return None
     false_alarms, found, _ = roc_curve(labels, fake_score(logits), drop_intermediate=False)
     return float(found[false_alarms * reals <= rate * reals + 1e-6].max())
-
-
-def intervals(
-    logits: Tensor, labels: Tensor, photos: NDArray[np.int64], seed: int = 0
-) -> dict[str, Interval]:
-    """95 % intervals of accuracy and AUC, percentiles of a bootstrap over photos.
-
-    photos: (N,) the photo of each face, numbered from 0. Photos are drawn, not faces: faces of
-    one photo share camera, light and compression. A resample with one label alone has no AUC
-    and is left out of that interval.
-    """
-    correct = (predict(logits) == labels).numpy().astype(np.float64)
-    order, ends = _rank(fake_score(logits).numpy())
-    fake = labels.numpy().astype(np.float64)
-    rng = np.random.default_rng(seed)
-    n_photos = int(photos.max()) + 1
-    accuracies, aucs = [], []
-    for _ in range(BOOTSTRAP_RESAMPLES // _CHUNK):
-        drawn = rng.multinomial(n_photos, np.full(n_photos, 1 / n_photos), size=_CHUNK)
-        weights = drawn[:, photos].astype(np.float64)  # (chunk, N): times a face was drawn
-        accuracies.append(weights @ correct / weights.sum(axis=1))
-        aucs.append(
-            _weighted_auc((weights * fake)[:, order], (weights * (1 - fake))[:, order], ends)
-        )
-    return {"accuracy": _percentiles(accuracies), "auc": _percentiles(aucs)}
-
-
-def _rank(scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ascending order, and where each group of equal scores begins in it."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    return order, starts
-
-
-def _weighted_auc(
-    fakes: NDArray[np.float64], reals: NDArray[np.float64], starts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """P(fake above real) + P(tie) / 2 for each row of weights, faces in ascending score."""
-    fakes = np.add.reduceat(fakes, starts, axis=1)
-    reals = np.add.reduceat(reals, starts, axis=1)
-    below = np.cumsum(reals, axis=1) - reals / 2
-    pairs = fakes.sum(axis=1) * reals.sum(axis=1)
-    with np.errstate(invalid="ignore"):  # one label alone: 0 / 0 is NaN, left out later
-        return np.asarray((fakes * below).sum(axis=1) / pairs)
-
-
-def _percentiles(chunks: list[NDArray[np.float64]]) -> Interval:
-    low, high = np.nanpercentile(np.concatenate(chunks), [2.5, 97.5])
-    return Interval(float(low), float(high))

@@ -222,11 +222,12 @@ def _model(measured: Measured, val_nll: float) -> dict[str, Any]:
     for name, estimate in measured.estimates.items():
         figures[name] = None
         if estimate is not None:
-            seeds, found = estimate.by_seed, percentiles(estimate.resampled)
+            seeds = estimate.by_seed
+            found = percentiles(estimate.resampled, estimate.value)
             figures[name] = {
                 "value": estimate.value,
-                "low": min(found.low, estimate.value),
-                "high": max(found.high, estimate.value),
+                "low": found.low,
+                "high": found.high,
                 "sd_of_seeds": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
                 "by_seed": seeds.tolist(),
             }

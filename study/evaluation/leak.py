@@ -147,11 +147,11 @@ def _known(estimate: Estimate | None) -> Estimate:
 
 
 def _figure(estimate: Estimate) -> ArmFigure:
-    interval = percentiles(estimate.resampled)
+    interval = percentiles(estimate.resampled, estimate.value)
     return ArmFigure(
         value=estimate.value,
-        low=min(interval.low, estimate.value),
-        high=max(interval.high, estimate.value),
+        low=interval.low,
+        high=interval.high,
         by_seed=np.asarray(estimate.by_seed).tolist(),
     )
 

@@ -92,7 +92,7 @@ def _figures(
     }
     found = {}
     for figure in FIGURES:
-        interval = percentiles(resampled[figure])
+        interval = percentiles(resampled[figure], values[figure])
         found[figure] = values[figure]
         found[f"{figure}_low"], found[f"{figure}_high"] = interval.low, interval.high
     return found

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, roc_auc_score
 
-from deepfake.metrics.bootstrap import draw_photos, mean_losses, percentiles, resample
+from deepfake.metrics.bootstrap import draw_photos, intervals, mean_losses, percentiles, resample
 from deepfake.metrics.calibration import Chosen, choose
-from deepfake.metrics.classification import intervals
+from deepfake.metrics.classification import fake_score, measure, predict
 from deepfake.metrics.scorecard import compute_scorecard
-from tests.deepfake.metrics.test_classification import random_faces
+from tests.deepfake.metrics.test_classification import logits_of, random_faces
 
 CHOSEN = Chosen(temperature=1.7, threshold=0.4)
 
@@ -71,15 +72,63 @@ def test_the_same_seed_draws_the_same_photos_and_another_seed_others():
     assert (first != draw_photos(photos, labels.numpy(), resamples=5, seed=1)).any()
 
 
-def test_intervals_are_those_of_the_older_bootstrap_within_its_own_noise():
+def test_intervals_are_those_of_a_plain_loop_that_draws_photos():
+    logits, labels, photos = with_photos(60, seed=5, levels=4)
+    rng = np.random.default_rng(0)
+    of_photo = [np.flatnonzero(photos == photo) for photo in range(photos.max() + 1)]
+    accuracies, aucs = [], []
+    while len(aucs) < 2000:
+        drawn = rng.integers(0, len(of_photo), len(of_photo))
+        faces = np.concatenate([of_photo[photo] for photo in drawn])
+        if len(set(labels[faces].tolist())) == 2:
+            accuracies.append(accuracy_score(labels[faces], predict(logits[faces])))
+            aucs.append(roc_auc_score(labels[faces], fake_score(logits[faces])))
+    ours = intervals(logits, labels, photos)
+    assert ours.keys() == {"accuracy", "auc"}
+    for name, values in (("accuracy", accuracies), ("auc", aucs)):
+        low, high = np.percentile(values, [2.5, 97.5])
+        assert (ours[name].low, ours[name].high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_one_model_on_one_split_has_one_interval():
     logits, labels, photos = with_photos(600, seed=5)
-    draws = draw_photos(photos, labels.numpy())
-    found = resample(logits, labels, photos, draws, CHOSEN)
-    for name, older in intervals(logits, labels, photos).items():
-        ours = percentiles(found[name])
-        width = older.high - older.low
-        assert ours.low == pytest.approx(older.low, abs=0.1 * width)
-        assert ours.high == pytest.approx(older.high, abs=0.1 * width)
+    whole = measure(logits, labels).as_dict()
+    found = resample(logits, labels, photos, draw_photos(photos, labels.numpy()), CHOSEN)
+    for name, interval in intervals(logits, labels, photos).items():
+        assert interval == percentiles(found[name], whole[name])
+
+
+def test_faces_that_are_copies_within_a_photo_widen_the_interval_by_the_root_of_their_number():
+    # 4 copies of each of 100 faces: 400 faces, but no more than 100 of them know anything
+    logits, labels = random_faces(100, seed=5)
+    logits, labels = logits.repeat_interleave(4, 0), labels.repeat_interleave(4)
+    by_photo = intervals(logits, labels, np.arange(400) // 4)
+    by_face = intervals(logits, labels, np.arange(400))
+    for name in ("accuracy", "auc"):
+        photo, face = (found[name].high - found[name].low for found in (by_photo, by_face))
+        assert photo / face == pytest.approx(2, abs=0.2)  # sqrt(4)
+
+
+def test_the_accuracy_interval_has_the_width_of_the_binomials():
+    # 400 faces, p = 0.8: 2 * 1.96 * sqrt(0.8 * 0.2 / 400) = 0.0784
+    labels = torch.tensor([0, 1] * 200)
+    says = labels.clone()
+    says[:80] = 1 - says[:80]
+    interval = intervals(logits_of((2.0 * says - 1).tolist()), labels, np.arange(400))["accuracy"]
+    assert interval.high - interval.low == pytest.approx(0.0784, rel=0.1)
+    assert interval.low < 0.8 < interval.high
+
+
+def test_a_perfect_model_has_an_interval_of_no_width():
+    labels = torch.tensor([0, 1] * 20)
+    found = intervals(logits_of((2.0 * labels - 1).tolist()), labels, np.arange(40))
+    assert (found["accuracy"].low, found["auc"].low, found["auc"].high) == (1, 1, 1)
+
+
+def test_an_interval_holds_its_figure():
+    resampled = np.linspace(0.1, 0.2, 101)  # as an ECE's, above the figure
+    interval = percentiles(resampled, 0.05)
+    assert (interval.low, interval.high) == pytest.approx((0.05, 0.1975))
 
 
 def test_mean_losses_are_means_over_the_copied_faces():

@@ -9,13 +9,11 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
 from deepfake.metrics.classification import (
     ConfusionMatrix,
     accuracy,
-    classification as metrics,
     confusion_matrix,
     cross_entropy,
     equal_error_rate,
     fake_probability,
     fake_score,
-    intervals,
     measure,
     predict,
     recall_at_false_alarms,
@@ -136,98 +134,6 @@ def test_logits_that_do_not_fit_their_labels_are_refused(shape):
 def test_faces_of_one_label_alone_are_still_counted(label):
     matrix = confusion_matrix(logits_of((-1.0, 1.0, 2.0)), torch.full((3,), label))
     assert matrix.rows() == ([[1, 2], [0, 0]] if label == 0 else [[0, 0], [1, 2]])
-
-
-@pytest.mark.parametrize(("n", "levels"), [(40, None), (40, 2), (300, 4), (12, 1)])
-def test_each_resamples_auc_equals_scikit_learns_with_sample_weights(n, levels):
-    logits, labels = random_faces(n, seed=n, levels=levels)
-    scores = fake_score(logits).numpy()
-    weights = np.random.default_rng(1).integers(0, 4, (30, n)).astype(float)
-    order, starts = metrics._rank(scores)
-    fake = labels.numpy().astype(float)
-    ours = metrics._weighted_auc(
-        (weights * fake)[:, order], (weights * (1 - fake))[:, order], starts
-    )
-    theirs = [roc_auc_score(labels, scores, sample_weight=row) for row in weights]
-    assert ours == pytest.approx(theirs, abs=1e-12)
-    assert levels is None or len(starts) < n  # there were ties
-
-
-def test_a_resample_with_one_label_alone_has_no_auc():
-    order, starts = metrics._rank(np.array([0.1, 0.2, 0.3]))
-    fakes = np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    reals = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 0.0, 0.0]])
-    ours = metrics._weighted_auc(fakes[:, order], reals[:, order], starts)
-    assert np.isnan(ours).tolist() == [True, True, False]
-    assert ours[2] == 1
-
-
-def test_intervals_equal_a_bootstrap_that_copies_the_faces_of_each_drawn_photo(monkeypatch):
-    monkeypatch.setattr(metrics, "BOOTSTRAP_RESAMPLES", 100)
-    logits, labels = random_faces(60, seed=3, levels=4)
-    photos = np.sort(np.random.default_rng(4).integers(0, 20, 60))
-    photos = np.unique(photos, return_inverse=True)[1]
-    n_photos = photos.max() + 1
-    rng = np.random.default_rng(7)
-    accuracies, aucs = [], []
-    for _ in range(100):
-        drawn = rng.multinomial(n_photos, np.full(n_photos, 1 / n_photos))
-        faces = [
-            face
-            for photo in range(n_photos)
-            for _ in range(drawn[photo])
-            for face in np.flatnonzero(photos == photo)
-        ]
-        accuracies.append(accuracy_score(labels[faces], predict(logits[faces])))
-        aucs.append(roc_auc_score(labels[faces], fake_score(logits[faces])))
-    ours = intervals(logits, labels, photos, seed=7)
-    for name, values in (("accuracy", accuracies), ("auc", aucs)):
-        low, high = np.percentile(values, [2.5, 97.5])
-        assert (ours[name].low, ours[name].high) == pytest.approx((low, high), abs=1e-12)
-    assert measure(logits, labels).auc == pytest.approx(
-        (ours["auc"].low + ours["auc"].high) / 2, abs=0.1
-    )
-
-
-def test_faces_that_are_copies_within_a_photo_widen_the_interval_by_the_root_of_their_number():
-    # 4 copies of each of 100 faces: 400 faces, but no more than 100 of them know anything
-    logits, labels = random_faces(100, seed=5)
-    logits, labels = logits.repeat_interleave(4, 0), labels.repeat_interleave(4)
-    by_photo = intervals(logits, labels, np.arange(400) // 4)
-    by_face = intervals(logits, labels, np.arange(400))
-    for name in ("accuracy", "auc"):
-        photo, face = (found[name].high - found[name].low for found in (by_photo, by_face))
-        assert photo / face == pytest.approx(2, abs=0.2)  # sqrt(4)
-
-
-def test_the_accuracy_interval_has_the_width_of_the_binomials():
-    # 400 faces, p = 0.8: 2 * 1.96 * sqrt(0.8 * 0.2 / 400) = 0.0784
-    labels = torch.tensor([0, 1] * 200)
-    says = labels.clone()
-    says[:80] = 1 - says[:80]
-    interval = intervals(logits_of((2.0 * says - 1).tolist()), labels, np.arange(400))["accuracy"]
-    assert interval.high - interval.low == pytest.approx(0.0784, rel=0.1)
-    assert interval.low < 0.8 < interval.high
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
-    logits, labels = random_faces(50, seed=6)
-    photos = np.arange(50) // 2
-    assert intervals(logits, labels, photos) == intervals(logits, labels, photos, seed=0)
-    assert intervals(logits, labels, photos, seed=1) != intervals(logits, labels, photos, seed=0)
-
-
-def test_a_perfect_model_has_an_interval_of_no_width():
-    labels = torch.tensor([0, 1] * 20)
-    found = intervals(logits_of((2.0 * labels - 1).tolist()), labels, np.arange(40))
-    assert (found["accuracy"].low, found["auc"].low, found["auc"].high) == (1, 1, 1)
-
-
-def test_resamples_of_one_label_are_left_out_of_the_auc_interval():
-    # three photos, the fakes in one of them: (2/3)^3 = 30 % of the resamples have no fake
-    logits, labels = logits_of((-1.0, -2.0, 0.5, -0.2, 2.0)), torch.tensor((0, 0, 1, 0, 1))
-    found = intervals(logits, labels, np.array([0, 0, 1, 2, 1]))
-    assert (found["auc"].low, found["auc"].high) == (1, 1)
 
 
 def test_the_equal_error_rate_of_eight_faces_by_hand():
