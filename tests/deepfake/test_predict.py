@@ -271,7 +271,7 @@ def test_the_command_prints_a_table_and_its_exit_code_says_whether_all_were_judg
 def test_the_command_loads_nothing_of_the_search(model: ExportedModel, tmp_path: Path) -> None:
     draw_photo(tmp_path / "photo.jpg")
     code = (
-        "import sys; from study.cli import app\n"
+        "import sys; from study.cli.app import app\n"
         f"try: app(['predict', {str(tmp_path / 'model')!r}, {str(tmp_path / 'photo.jpg')!r}])\n"
         "except SystemExit as ended: print(ended.code, [m for m in ('mlflow', 'optuna',"
         " 'sqlalchemy', 'matplotlib', 'plotly') if m in sys.modules])"

@@ -14,7 +14,7 @@ HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib", "plotly
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from study.cli import app\n"
+        "import sys; from study.cli.app import app\n"
         "try: app(['--help'])\n"
         f"except SystemExit: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     )

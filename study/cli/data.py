@@ -1,0 +1,171 @@
+"""The data: drawn, prepared, audited, and what a study of it will cost."""
+
+import os
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from study.cli.options import (
+    MENDABLE,
+    Config,
+    Device,
+    Json,
+    Set,
+    load,
+    prepare_study,
+    show,
+    shown,
+    stderr,
+    warn,
+)
+from study.cli.workers import run_reruns
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
+    from study.evaluation import Price
+
+
+def sample(
+    out_dir: Annotated[Path, typer.Argument(help="receives Train_poly.json and Images/Train/")],
+    photos: Annotated[int, typer.Option(min=10, help="how many to draw")] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
+    from deepfake.errors import UserError
+    from deepfake.parallel import available_cores
+    from deepfake.sample import draw_sample
+    from study.cli.live import progress_bars
+
+    if (out_dir / "Train_poly.json").exists():
+        raise UserError(f"{out_dir}/Train_poly.json is there already; name another folder")
+    with progress_bars(stderr()) as advance:
+        try:
+            path = draw_sample(
+                out_dir,
+                photos,
+                seed,
+                available_cores(),
+                lambda done, all_: advance("draw", done, all_),
+            )
+        except OSError as error:
+            where = f"{error.filename or out_dir}: {error.strerror or error}"
+            raise UserError(f"{where}; mend that, or name another folder") from None
+    typer.echo(path)
+
+
+def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
+    """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
+    from study.cli.tables import summary_table
+
+    loaded = load(config, set_)
+    if loaded.train.weights not in ("imagenet", "none"):
+        from deepfake.models import load_weights
+
+        load_weights(loaded.train.weights)  # a bad file is said before data is touched
+    prepared = prepare_study(loaded)
+    document = {
+        "work_dir": str(prepared.work_dir),
+        "splits_sha256": prepared.splits_sha256,
+        "crops_sha256": prepared.crops_sha256,
+        **asdict(prepared.summary),
+    }
+    show(document, summary_table(prepared.summary), as_json)
+
+
+def audit(
+    config: Config,
+    leak: Annotated[
+        bool, typer.Option("--leak", help="train a baseline split by face and by photo: the price")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="with --leak; default: the file's first")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="with --leak: trainings of each split")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="with --leak: as of run")] = None,
+    device: Device = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Photos in two splits (exit code 2), and what predicts the label without the face."""
+    from deepfake.audit import audit as audit_data
+    from deepfake.data import prepare_data
+    from study.cli.live import progress_bars
+    from study.cli.tables import audit_table, leak_lines, price_table
+    from study.evaluation import baseline_of
+
+    if not leak and (baseline, workers, device) != (None, None, None):
+        raise typer.BadParameter("--baseline, --workers and --device go with --leak")
+    loaded = load(config, set_)
+    data = loaded.data
+    if leak:
+        baseline = baseline_of(loaded, baseline)  # before hours of reading
+    with progress_bars(stderr()) as advance:
+        prepare_data(data, progress=advance)  # without its stores: the audit reads photos
+        found = audit_data(data, progress=advance)
+    document = asdict(found)
+    if not (leak and as_json):  # one document for both
+        show(document, audit_table(found), as_json)
+    for verdict in found.probes:
+        if verdict.flagged:
+            low, high = verdict.interval
+            found_auc = f"AUC {verdict.auc:.2f} ({low:.2f} to {high:.2f}) on val"
+            warn(f"{verdict.probe} alone predicts the label: {found_auc}")
+    if leak and baseline is not None:
+        arguments = (str(config), *shown(set_))
+        price = _price_leak(loaded, arguments, baseline, seeds, workers, device)
+        show(document | {"leak": asdict(price)}, price_table(price), as_json)
+    if found.leaks:
+        for line in leak_lines(found, data.group_by):
+            stderr().print(f"error: {line}")
+        raise typer.Exit(MENDABLE)
+
+
+def _price_leak(
+    config: "StudyConfig",
+    arguments: tuple[str, ...],
+    baseline: str,
+    seeds: int,
+    workers: int | None,
+    device: str | None,
+) -> "Price":
+    """Train both arms of a leak and compare them; the command ends here if it is stopped."""
+    from study.evaluation import ARMS, begin_arm, price
+    from study.launchers import Launcher, Placement
+    from study.worker import pick_device
+
+    placement = Placement(Launcher.LOCAL, workers, device=device)
+    placement.check(config, os.environ)
+    options = ["--leak", "--baseline", baseline, "--seeds", str(seeds), *placement.arguments()]
+    again = shlex.join(["deepfake-study", "audit", *arguments, *options])
+    arms = {}
+    for arm in ARMS:
+        arms[arm] = begin_arm(config, arm, baseline, seeds, prepare_study, warn)
+        run_reruns(arms[arm], placement, ("worker", *arguments, "--leak", arm), again)
+    return price(arms, baseline, seeds, pick_device(device))
+
+
+def estimate(
+    config: Config,
+    launcher: Annotated[
+        str, typer.Option(metavar="local|slurm|ray", help="local: workers share this machine")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What the study will take here: time and disk, from some seconds of each variant."""
+    from study.cli.tables import estimate_table
+    from study.estimate import estimate as reckon
+    from study.launchers import Launcher, Placement, named
+
+    loaded = load(config, set_)
+    local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
+    if named(launcher) != Launcher.LOCAL:  # each on a machine or a GPU like this one
+        local = Placement(Launcher.LOCAL, workers=1)
+    gpus = local.local_gpus(os.environ)
+    found = reckon(loaded, gpus, len(gpus) if named(launcher) == Launcher.LOCAL else workers or 1)
+    show(asdict(found), estimate_table(found), as_json)

@@ -1,0 +1,50 @@
+"""What keeps a study well: what is wrong with it, and what it no longer needs."""
+
+import re
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from study.cli.options import DONE, MENDABLE, Config, Json, Set, load, show, stderr
+
+
+def doctor(
+    config: Config,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="take back dead workers' slots; set MLflow's states")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
+    from study.cli.live import progress_bars
+    from study.cli.tables import doctor_table
+    from study.maintenance import examine
+
+    loaded = load(config, set_)
+    with progress_bars(stderr()) as advance:
+        found = examine(loaded, fix=fix, progress=advance)
+    show(asdict(found) | {"healthy": found.healthy}, doctor_table(found), as_json)
+    raise typer.Exit(DONE if found.healthy else MENDABLE)
+
+
+def gc(
+    config: Config,
+    keep: Annotated[str, typer.Option(metavar="best:N", help="whose weights stay")] = "best:5",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would remove")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Remove weights and checkpoints nobody needs; never of baselines, finalists, the best."""
+    from deepfake.errors import UserError
+    from study.cli.tables import gc_table
+    from study.maintenance import collect
+
+    if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:
+        raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
+    found = collect(load(config, set_), int(best[1]), dry_run=dry_run)
+    show(asdict(found), gc_table(found), as_json)
+    for line in found.failed:
+        stderr().print(f"error: not removed: {line}")
+    raise typer.Exit(MENDABLE if found.failed else DONE)

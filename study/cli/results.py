@@ -1,0 +1,248 @@
+"""What the search found: proven, compared, written down, kept, used."""
+
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from study.cli.options import (
+    DONE,
+    MENDABLE,
+    Config,
+    Device,
+    Grace,
+    Json,
+    Set,
+    load,
+    show,
+    shown,
+    stderr,
+    warn,
+)
+from study.cli.workers import run_reruns
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from deepfake.predict import Prediction
+    from study.evaluation import Evaluation, Evaluator
+    from study.launchers import Placement
+    from study.slots import Slots
+
+SAID_OF_MODEL = {"variant", "side_px", "temperature", "threshold", "weights_sha256"}
+
+
+def evaluate(
+    config: Config,
+    trial: Annotated[int | None, typer.Option(min=0, help="prove one slot instead")] = None,
+    top: Annotated[int, typer.Option(min=1, help="the best so many trials, beside baselines")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="train each so often again; without it as the search did"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="with --seeds: as of run")] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    corruptions: Annotated[
+        bool, typer.Option(help="test faces under JPEG, blur, noise ..., too: 17 more passes")
+    ] = True,
+    device: Device = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prove the best trials and the baselines from logged weights, then open test for them."""
+    from study.cli.live import progress_bars
+    from study.cli.tables import evaluation_table
+    from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
+    from study.launchers import Launcher, Placement
+    from study.slots import join
+    from study.worker import pick_device
+
+    if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
+        raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
+    slots = join(load(config, set_))
+    evaluator = Evaluator(slots, pick_device(device))
+    final = None
+    if trial is None and seeds is not None:
+        local = (Launcher.LOCAL, workers, workers_per_gpu)
+        placement = Placement(*local, grace_s=grace, device=device)
+        options = ["--top", str(top), "--seeds", str(seeds), *placement.arguments()]
+        options += [] if corruptions else ["--no-corruptions"]
+        final = _train_finalists(
+            slots, top, seeds, placement, (str(config), *shown(set_)), options
+        )
+    with progress_bars(stderr()) as evaluator.progress:
+        if trial is not None:
+            found = evaluator.evaluate_slot(trial)
+        elif final is None or seeds is None:
+            found = evaluator.evaluate(contenders_of_search(slots, top), corruptions=corruptions)
+        else:
+            contenders, left_out = contenders_of_final(final, top, seeds, slots)
+            found = evaluator.evaluate(contenders, left_out, corruptions=corruptions)
+        registered = {} if trial is not None else _register(evaluator, found)
+    document = asdict(found) | {"registered": registered}
+    show(document, evaluation_table(document), as_json)
+
+
+def _train_finalists(
+    slots: "Slots",
+    top: int,
+    seeds: int,
+    placement: "Placement",
+    arguments: tuple[str, ...],
+    options: list[str],
+) -> "Slots":
+    """Their study, all its slots finished. arguments, options: of the command that continues."""
+    from study.evaluation import begin_final
+
+    placement.check(slots.config, os.environ)
+    final = begin_final(slots, top, seeds)
+    again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
+    run_reruns(final, placement, ("worker", *arguments, "--final"), again)
+    return final
+
+
+def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
+    """The verdict's model and the best baseline; a registry that refuses costs a warning."""
+    from study.config import TrackingError
+    from study.evaluation import keep_best
+
+    try:
+        return keep_best(evaluator, found)
+    except (TrackingError, OSError) as error:
+        warn(f"not registered: {error}")
+        return {}
+
+
+def compare(
+    config: Config,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="compute all from this table of per-face predictions"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of --predictions; without it test")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Our test figures beside the report's published ones; with verdicts from --predictions."""
+    if predictions is not None:
+        from study.cli.tables import analysis_table
+        from study.config import load_published
+        from study.evaluation import analyse, read_predictions
+
+        published = load_published(config, set_ or [])
+        analysed = analyse(read_predictions(predictions), published, split or "test")
+        show(analysed, analysis_table(analysed), as_json)
+        return
+    if split is not None:
+        raise typer.BadParameter("--split needs --predictions FILE")
+    from study.cli.tables import comparison_table
+    from study.report import compare as compare_with_report
+    from study.slots import join
+
+    found = compare_with_report(join(load(config, set_)))
+    show(found, comparison_table(found), as_json)
+
+
+def report(
+    config: Config,
+    out: Annotated[Path | None, typer.Option(help="the file; without it NAME.html")] = None,
+    set_: Set = None,
+) -> None:
+    """One self-contained HTML file: history, slices, trials, curves, the comparison."""
+    from study.report import write_report
+    from study.slots import join
+
+    loaded = load(config, set_)
+    typer.echo(write_report(join(loaded), out or Path(f"{loaded.name}.html")))
+
+
+def export(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="the folder to make", show_default=False)],
+    trial: Annotated[str, typer.Option(metavar="best|N", help="a slot")] = "best",
+    onnx: Annotated[bool, typer.Option("--onnx", help="model.onnx as well (extra: onnx)")] = False,
+    device: Device = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prove a slot and keep its model: a folder that `predict` takes, and MLflow's registry."""
+    from deepfake.errors import UserError
+    from study.cli.live import progress_bars
+    from study.evaluation import keep
+    from study.slots import join
+    from study.worker import pick_device
+
+    if trial != "best" and not trial.isdecimal():
+        raise UserError(f"--trial {trial}: must be best or the number of a slot")
+    number = None if trial == "best" else int(trial)
+    slots, where = join(load(config, set_)), pick_device(device)
+    with progress_bars(stderr()) as advance:
+        kept = keep(slots, number, out, where, onnx=onnx, progress=advance)
+    said = f"{kept.folder}: slot {kept.slot}, {kept.variant}; temperature {kept.temperature:.3f}, "
+    said += f"fake from {kept.threshold:.3f}; in MLflow {kept.registered}"
+    show(asdict(kept), said, as_json)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="the folder of an export", show_default=False)],
+    pictures: Annotated[list[Path], typer.Argument(help="photos or faces", show_default=False)],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="an OpenForensics JSON with the faces; without it each picture is one"),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """The probability that each face is fake, by an exported model alone."""
+    from deepfake.export import load_exported
+    from deepfake.predict import Prediction, Refused, predict as judge
+    from study.worker import pick_device
+
+    loaded = load_exported(model, pick_device(device))
+    found = list(judge(loaded, pictures, boxes))
+    faces = [one for one in found if isinstance(one, Prediction)]
+    refused = [one for one in found if isinstance(one, Refused)]
+    if faces or as_json:
+        document = {
+            "model": loaded.info.model_dump(include=SAID_OF_MODEL),
+            "faces": [asdict(face) for face in faces],
+            "refused": [asdict(one) for one in refused],
+        }
+        show(document, _predictions_table(faces), as_json)
+    for one in refused:
+        sys.stderr.write(f"error: {one.picture}: {one.reason}\n")
+    raise typer.Exit(MENDABLE if refused else DONE)
+
+
+def _predictions_table(faces: "list[Prediction]") -> "RenderableType":
+    from rich.table import Table
+
+    table = Table()
+    columns = ["picture", "box", "P(fake)", "verdict"]
+    columns += ["note"] * any(face.note for face in faces)
+    for column in columns:
+        table.add_column(column, justify="right" if column == "P(fake)" else "left")
+    for face in faces:
+        box = "whole" if face.box is None else ", ".join(f"{value:g}" for value in face.box)
+        style = "red" if face.verdict == "fake" else None
+        cells = (face.picture, box, f"{face.probability:.3f}", face.verdict, face.note or "")
+        table.add_row(*cells[: len(columns)], style=style)
+    return table
+
+
+def ui(
+    config: Config,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 5000,
+    set_: Set = None,
+) -> None:
+    """Start the MLflow UI on this study's store, on 127.0.0.1."""
+    from study.tracking import serve_ui
+
+    raise typer.Exit(serve_ui(load(config, set_), port, typer.echo))

@@ -1,0 +1,301 @@
+"""The search: begun, joined, watched, added to, ended."""
+
+import json
+import os
+import shlex
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from study.cli.options import (
+    DONE,
+    FAILED_SLOTS,
+    Config,
+    Device,
+    Grace,
+    Interval,
+    Json,
+    Set,
+    Timeout,
+    again_line,
+    load,
+    prepare_study,
+    show,
+    shown,
+    stderr,
+    warn,
+)
+from study.cli.workers import say_how_it_ended, say_what_is_left, worker_environment
+
+
+def run(
+    config: Config,
+    launcher: Annotated[str, typer.Option(metavar="local|slurm|ray")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="default: all that the GPUs here take, or 1")
+    ] = None,
+    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="local; default 1")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="partition, time (minutes), mem_gb ...; repeatable"
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="slurm: submit and return")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="join this Ray cluster; without it one starts here")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="ray: 0.5 packs two")
+    ] = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    trials: Annotated[
+        str | None, typer.Option(metavar="N|+N", help="slots in all, or more of them; for good")
+    ] = None,
+    timeout: Timeout = None,
+    new: Annotated[bool, typer.Option("--new", help="a fresh study under a new name")] = False,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="tpe|random", help="random: a control, NAME-random")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Create or join the study and run its workers; after Ctrl-C the same command continues."""
+    from study.cli.live import StudyView
+    from study.launchers import Placement, named, run_workers, slurm_dir, submitted
+    from study.slots import check_trials, free_name, grow
+    from study.worker import begin
+
+    loaded = load(config, set_)
+    if sampler is not None:
+        own_name = f"{loaded.name}-{sampler}" if sampler != "tpe" else loaded.name
+        set_ = [*(set_ or []), f"study.sampler={sampler}", f"name={json.dumps(own_name)}"]
+        loaded = load(config, set_)
+    local = (workers, workers_per_gpu)
+    on_ray = (ray_address, gpus_per_worker)
+    ends = (grace, timeout)
+    placement = Placement(named(launcher), *local, tuple(slurm or ()), detach, *on_ray, *ends)
+    placement.check(loaded, os.environ)
+    if trials is not None:
+        check_trials(trials, loaded)
+    sets = shown(set_)
+    if new:
+        name = free_name(loaded)
+        sets += ["--set", f"name={json.dumps(name)}"]
+        loaded = loaded.model_copy(update={"name": name})
+    again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
+    deliver = shlex.join(["deepfake-study", "sync", str(config), *sets])
+    slots = begin(loaded, prepare_study, warn)
+    for warning in placement.warnings(loaded, os.environ):
+        warn(warning)
+    if trials is not None:
+        stderr().print(f"study '{loaded.name}' has {grow(slots, trials)} slots now")
+    say_what_is_left(slots, again)
+    storage = loaded.study.storage.get_secret_value()
+    os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
+    if placement.starts_ray:  # on 127.0.0.1 alone, not on every interface
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ended = run_workers(
+        slots,
+        placement,
+        ("worker", str(config), *sets),
+        partial(worker_environment, storage),
+        StudyView(stderr(), loaded.train.max_epochs),
+    )
+    if detach and not ended.finished:
+        typer.echo(submitted(slurm_dir(loaded)).job_ids[-1])
+        see = shlex.join(["deepfake-study", "jobs", str(config), *sets])
+        stderr().print(f"submitted; their state: {see}")
+        raise typer.Exit(DONE)
+    raise typer.Exit(
+        say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, deliver, as_json)
+    )
+
+
+def jobs(
+    config: Config,
+    cancel: Annotated[bool, typer.Option("--cancel", help="end them; slots are freed")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The Slurm jobs that `run --launcher slurm` submitted for this study."""
+    from study.launchers import slurm_dir, submitted
+
+    found = submitted(slurm_dir(load(config, set_)))
+    if cancel:
+        found.cancel()
+    states = found.states()
+    if as_json:
+        typer.echo(
+            json.dumps([{"job": j.job_id, "state": j.state, "node": j.node} for j in states])
+        )
+        return
+    for job in states:
+        typer.echo(f"{job.job_id:12} {job.state:12} {job.node}")
+    if not states:
+        stderr().print("no jobs were submitted for this study")
+
+
+def worker(
+    config: Config,
+    device: Device = None,
+    grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
+    timeout: Timeout = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="the finalists that evaluate --seeds wants")
+    ] = False,
+    leak: Annotated[
+        str | None,
+        typer.Option(metavar="photo|face", help="the trainings that audit --leak wants"),
+    ] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    set_: Set = None,
+) -> None:
+    """One worker that joins the study, or creates it as the first: what a cluster starts."""
+    from study.signals import Stopped, StopSignal, StudyStopped
+
+    stop = StopSignal(second_exits=True)
+    stop.listen()
+    stop.end_within(grace)
+    if timeout is not None:
+        stop.end_after(timeout)
+    if parent is not None:
+        stop.follow_parent(parent)
+    from study.config import final_of
+    from study.storage import StorageError
+    from study.worker import TooManyFailed, pick_device, work
+
+    loaded = load(config, set_)
+    if final:
+        loaded = final_of(loaded)
+    if leak is not None:
+        from study.evaluation import arm_named, leak_of
+
+        loaded = leak_of(loaded, arm_named(leak))
+    try:
+        records = work(loaded, pick_device(device), stop)
+    except StudyStopped as told:
+        begun_by = (
+            "the command that began it" if final or leak else again_line("run", config, set_)
+        )
+        stderr().print(f"{told}; go on with: {begun_by}")
+        raise typer.Exit(DONE) from None
+    except (Stopped, StorageError):
+        if stop.number is None:
+            raise
+        if stop.timed_out:
+            stderr().print("stopped by --timeout; a worker started again goes on")
+            raise typer.Exit(DONE) from None
+        raise typer.Exit(128 + stop.number) from None
+    except TooManyFailed as error:
+        stderr().print(str(error), style="red")
+        raise typer.Exit(FAILED_SLOTS) from None
+    raise typer.Exit(FAILED_SLOTS if any(r.state == "failed" for r in records) else DONE)
+
+
+def enqueue(
+    config: Config,
+    params: Annotated[
+        str, typer.Option(metavar="K=V,...", help="variant=cnn,lr=3e-4,...", show_default=False)
+    ],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Add one trial with these parameters to the study; its budget grows by one."""
+    from study.slots import enqueue as add, given_params, join
+
+    loaded = load(config, set_)
+    given = given_params(params, loaded.space)
+    slots = join(loaded)
+    number = add(slots, given)
+    n_trials = len(slots.records())
+    document = {"name": loaded.name, "slot": number, "n_trials": n_trials}
+    again = again_line("run", config, set_)
+    said = f"slot {number} of study '{loaded.name}', which has {n_trials} slots now; workers that "
+    said += f"run take it behind those that wait; without any: {again}"
+    show(document | {"params": given.model_dump()}, said, as_json)
+
+
+def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
+    """End the study's workers on all machines, behind the epochs that they are in."""
+    from study.config import of_reruns
+    from study.slots import NoStudy, join, stop_study
+
+    loaded = load(config, set_)
+    final, *leaks = of_reruns(loaded)
+    ways = {loaded.name: again_line("run", config, set_)}
+    ways[final.name] = again_line("evaluate", config, set_) + " --seeds N"
+    ways |= {leak.name: again_line("audit", config, set_) + " --leak" for leak in leaks}
+    running: dict[str, int] = {}
+    missing = []
+    for study in (loaded, final, *leaks):
+        try:
+            left = stop_study(join(study))
+        except NoStudy as error:
+            missing.append(error)
+            continue
+        if left is not None:
+            running[study.name] = left
+    if len(missing) == len(ways):
+        raise missing[0]
+    said = [
+        f"study '{name}' is stopped: slots that end behind their epochs: {left}; go on with: "
+        f"{ways[name]}"
+        for name, left in running.items()
+    ]
+    finished = f"study '{loaded.name}' has finished: there is nothing to stop"
+    document = {
+        "name": loaded.name,
+        "stopped": bool(running),
+        "running": sum(running.values()),
+        "studies": running,
+    }
+    show(document, "\n".join(said) or finished, as_json)
+
+
+def status(
+    config: Config,
+    watch: Annotated[bool, typer.Option("--watch", help="show it live until it is over")] = False,
+    interval: Interval = "2s",  # type: ignore[assignment]  # parsed as the user's would be
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Budget, slots by state, the best so far and the baselines."""
+    from study.cli.live import StudyView
+    from study.cli.tables import status_table
+    from study.launchers import follow
+    from study.slots import is_stopped, join, summary
+
+    loaded = load(config, set_)
+    slots = join(loaded)
+    if watch:
+        follow(slots, StudyView(stderr(), loaded.train.max_epochs), interval)
+    records = slots.records()
+    if is_stopped(slots):
+        stderr().print(f"stopped by `stop`; go on with: {again_line('run', config, set_)}")
+    # a line a slot: with thousands of them, not for nothing
+    table = "" if as_json else status_table(loaded.name, records, loaded.train.max_epochs)
+    show(summary(loaded.name, records), table, as_json)
+
+
+def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
+    """Deliver to MLflow what workers kept while it was away, and set each run's true state."""
+    from study.config import of_reruns
+    from study.slots import NoStudy
+    from study.tracking import SyncResult, sync as deliver_left_over
+
+    loaded = load(config, set_)
+    found, missing = SyncResult(0, 0, 0), []
+    studies = (loaded, *of_reruns(loaded))
+    for study in studies:
+        try:
+            found += deliver_left_over(study)
+        except NoStudy as error:
+            missing.append(error)
+    if len(missing) == len(studies):
+        raise missing[0]
+    said = f"entries delivered: {found.delivered}, still waiting: {found.waiting}; "
+    said += f"runs set to their true state: {found.reconciled}"
+    show(asdict(found), said, as_json)

@@ -1,0 +1,73 @@
+"""Workers that a command starts and waits for, and how it says that they ended."""
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from study.cli.options import DONE, FAILED_SLOTS, OUR_FAULT, show, stderr
+
+if TYPE_CHECKING:
+    from study.launchers import Ended, Placement
+    from study.slots import Slots
+
+
+def run_reruns(
+    slots: "Slots", placement: "Placement", worker: tuple[str, ...], again: str
+) -> None:
+    """Run the slots that are left; the command ends here, saying again, if it is stopped."""
+    from study.cli.live import StudyView
+    from study.launchers import run_workers
+
+    name, max_epochs = slots.config.name, slots.config.train.max_epochs
+    say_what_is_left(slots, again)
+    storage = slots.config.study.storage.get_secret_value()
+    environment = partial(worker_environment, storage)
+    ended = run_workers(slots, placement, worker, environment, StudyView(stderr(), max_epochs))
+    if ended.signal is not None or not ended.finished:
+        code = say_how_it_ended(name, ended, max_epochs, again, again, as_json=False)
+        raise typer.Exit(code if ended.halted else code or OUR_FAULT)
+
+
+def say_what_is_left(slots: "Slots", again: str) -> None:
+    """And let workers run, should the study be stopped."""
+    from study.slots import lift_stop
+
+    name, records = slots.config.name, slots.records()
+    if lift_stop(slots):
+        stderr().print(f"study '{name}' was stopped by `stop`; it goes on")
+    left = sum(not record.finished for record in records)
+    stderr().print(f"study '{name}': {left} of {len(records)} slots to run; {again}")
+
+
+def worker_environment(storage: str) -> dict[str, str]:
+    """What a worker finds around it, on the machine where this is called."""
+    return {**os.environ, "DEEPFAKE_STUDY_STORAGE": storage}
+
+
+def say_how_it_ended(
+    name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
+) -> int:
+    """Print the result of `run`, and the commands for what is left; its exit code."""
+    from study.cli.tables import status_table
+    from study.slots import summary
+
+    show(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
+    if ended.undelivered:
+        stderr().print(
+            f"entries that wait for MLflow: {ended.undelivered}; once it is back: {deliver}"
+        )
+    if ended.halted is not None and not ended.finished:
+        stderr().print(f"{ended.halted}; continue with: {again}")
+        return DONE
+    if ended.signal is not None:
+        stderr().print(f"stopped; continue with: {again}")
+        return 128 + ended.signal
+    if ended.worst and not ended.finished:
+        stderr().print(f"a worker ended with exit code {ended.worst}: {ended.last_words}")
+        return ended.worst
+    if not ended.finished:  # enqueued behind the workers' last look
+        stderr().print(f"slots were added as the workers ended; continue with: {again}")
+        return DONE
+    return FAILED_SLOTS if any(record.state == "failed" for record in ended.records) else DONE
