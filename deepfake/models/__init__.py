@@ -1,7 +1,11 @@
 """The classifiers, their pretrained weights, and features of a frozen backbone.
 
-variants  cnn, mobilenet_v2_frozen, mobilenet_v2_finetuned; their weights
-features  a frozen backbone's output for every face, computed once for all studies
+build         a variant's network: cnn, mobilenet_v2_frozen, mobilenet_v2_finetuned
+cnn           the report's own network
+mobilenet_v2  torchvision's, its backbone and our head
+layers        what networks share: initialisation, a backbone that stays frozen
+pretrained    the weights that a network begins from, and their hash
+features      a frozen backbone's output for every face, computed once for all studies
 """
 
 import lazy_loader

@@ -25,7 +25,8 @@ from deepfake.data import (
     writing,
 )
 from deepfake.errors import DataError
-from deepfake.models.variants import MOBILENET_FEATURES, state_dict_sha256
+from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES
+from deepfake.models.pretrained import state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
 from deepfake.transforms import VERSION

@@ -15,8 +15,9 @@ from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.metrics.classification import cross_entropy
+from deepfake.models.build import build_model
 from deepfake.models.features import Features, ensure_features, robust_features
-from deepfake.models.variants import build_head, build_model, frozen_backbone
+from deepfake.models.mobilenet_v2 import build_head, frozen_backbone
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import evaluate, fit
 from deepfake.transforms.augment import augmented

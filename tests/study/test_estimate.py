@@ -3,8 +3,10 @@ import torch
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data.prepare import prepare_data
+from deepfake.models.build import build_model
 from deepfake.models.features import ensure_features
-from deepfake.models.variants import build_model, count_parameters, frozen_backbone
+from deepfake.models.layers import count_parameters
+from deepfake.models.mobilenet_v2 import frozen_backbone
 from deepfake.timing import Pace, measure_data, time_variant
 from study.estimate import SLOT_S, START_S, _makespan, _slots, estimate
 from tests.support.photos import draw_set

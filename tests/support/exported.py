@@ -11,7 +11,8 @@ from deepfake.config import Hyperparameters, Variant
 from deepfake.data.store import Faces
 from deepfake.export import ExportedModel, ModelInfo, Preparation, Trained, write_model
 from deepfake.metrics.classification import fake_probability
-from deepfake.models.variants import build_model, state_dict_sha256
+from deepfake.models.build import build_model
+from deepfake.models.pretrained import state_dict_sha256
 from deepfake.predict import Prediction, predict
 from deepfake.training.loop import evaluate
 

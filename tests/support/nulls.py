@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepfake.config import TrainConfig
 from deepfake.metrics.bootstrap import draw_photos
-from deepfake.models.variants import MOBILENET_FEATURES, build_head
+from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES, build_head
 from deepfake.training.loop import fit
 from study.evaluation.predictions import Finalist, SplitPredictions
 from study.evaluation.verdict import best_candidate, face_losses, nll_estimate, rule

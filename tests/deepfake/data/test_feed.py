@@ -8,7 +8,7 @@ from torchvision import transforms
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise, store_path
-from deepfake.models.variants import build_model
+from deepfake.models.build import build_model
 from deepfake.training.loop import fit
 from tests.support.large_store import draw_large_store, private_mib_of_feeding
 from tests.support.photos import prepared_set

@@ -15,14 +15,11 @@ from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
+from deepfake.models import features
+from deepfake.models.build import build_model
 from deepfake.models.features import Features, ensure_features, features_path, rows_to_embed
-from deepfake.models.variants import (
-    build_head,
-    build_model,
-    features,
-    frozen_backbone,
-    whole_state,
-)
+from deepfake.models.layers import whole_state
+from deepfake.models.mobilenet_v2 import build_head, frozen_backbone
 from deepfake.training.loop import evaluate, fit
 from tests.support.photos import prepared_set
 
@@ -194,8 +191,8 @@ EMBED = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from deepfake import features
-from deepfake.models.variants import frozen_backbone
+from deepfake.models import features
+from deepfake.models.mobilenet_v2 import frozen_backbone
 
 torch.set_num_threads(1)
 features.CHUNK_ROWS = 4

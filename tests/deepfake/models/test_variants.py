@@ -15,13 +15,10 @@ from torchvision.models import mobilenet_v2
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
-from deepfake.models.variants import (
-    build_model,
-    cnn,
-    count_parameters,
-    load_weights,
-    state_dict_sha256,
-)
+from deepfake.models.build import build_model
+from deepfake.models.cnn import cnn
+from deepfake.models.layers import count_parameters
+from deepfake.models.pretrained import load_weights, state_dict_sha256
 from deepfake.training.loop import train_one_epoch
 
 VARIANTS = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")

@@ -9,7 +9,7 @@ from torch import nn
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
 from deepfake.metrics.classification import cross_entropy
-from deepfake.models.variants import build_model
+from deepfake.models.build import build_model
 from deepfake.reproducibility import derive_seed, set_precision
 from deepfake.training.checkpoint import CheckpointError, Checkpoints
 from deepfake.training.loop import EpochStats, evaluate, fit, train_one_epoch

@@ -5,7 +5,7 @@ import torch
 
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise
-from deepfake.models.variants import build_model
+from deepfake.models.build import build_model
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import fit
 from deepfake.transforms.augment import augmented

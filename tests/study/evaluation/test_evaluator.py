@@ -19,7 +19,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 from deepfake.data.prepare import load_prepared
 from deepfake.data.splits import SplitClosed, read_split
 from deepfake.data.store import Faces
-from deepfake.models.variants import cnn
+from deepfake.models.cnn import cnn
 from study.config.load import load_config
 from study.evaluation.evaluator import Evaluator, ProofFailed
 from study.slots.slots import Slots

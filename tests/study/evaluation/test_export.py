@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deepfake.config import Hyperparameters
 from deepfake.data.store import Faces
 from deepfake.export import ExportedModel, load_exported
-from deepfake.models.variants import build_model
+from deepfake.models.build import build_model
 from deepfake.training.loop import evaluate
 from tests.support.exported import both_ways
 from tests.support.mlflow_server import MlflowServer
