@@ -35,7 +35,8 @@ def make_progress(lease: Lease, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_within_the_lease_nothing_is_asked(slots: Slots) -> None:
+def test_within_the_lease_nothing_is_asked(make_config: MakeConfig) -> None:
+    slots = create_or_join(make_config("study.n_trials=3", "study.lease_s=600"), {})
     lease = claim(slots)
     join(slots.config).free_worker("host:1")
     lease.confirm()  # the next beat will tell
