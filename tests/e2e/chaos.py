@@ -58,7 +58,7 @@ class Crew:
         return self.all[-1]
 
     def awake(self) -> list[Forked]:
-        return [w for w in self.all if w.code is None and w not in self.thaw_at]
+        return [w for w in self.all if w.returncode is None and w not in self.thaw_at]
 
     def trained(self) -> list[tuple[int, int, int]]:
         """Slot, attempt and epoch of every epoch that a worker has trained."""
@@ -68,7 +68,7 @@ class Crew:
     def thaw(self, now: float) -> None:
         for worker in [w for w, due in self.thaw_at.items() if due <= now]:
             del self.thaw_at[worker]
-            worker.signal(signal.SIGCONT)
+            worker.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         for worker in self.all:
@@ -150,7 +150,7 @@ def happen(kind: str, crew: Crew, slots: Slots, servers: Servers, rng: random.Ra
             crew.start()
         case "freeze":
             victim = pick(crew, slots, rng)
-            victim.signal(signal.SIGSTOP)
+            victim.send_signal(signal.SIGSTOP)
             crew.thaw_at[victim] = time.monotonic() + FROZEN_S
         case "postgres":
             assert servers.postgres is not None
@@ -236,7 +236,9 @@ def count_leftovers(crew: Crew, config: StudyConfig) -> dict[str, Any]:
     return {
         "processes_left": sum(session in sessions for session in sessions_of_processes()),
         "files_left": sorted(path.name for path in kept if path.suffix != ".lock"),
-        "odd_exits": sum(worker.code != 0 for worker in crew.all if worker not in crew.killed),
+        "odd_exits": sum(
+            worker.returncode != 0 for worker in crew.all if worker not in crew.killed
+        ),
         "errors": TROUBLE.findall(said),
     }
 

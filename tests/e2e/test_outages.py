@@ -56,7 +56,7 @@ def test_postgres_away_for_a_minute_costs_four_running_trials_nothing(
     try:
         postgres.stop()
         time.sleep(AWAY_S)
-        assert [worker.code for worker in workers] == [None] * 4
+        assert [worker.returncode for worker in workers] == [None] * 4
     finally:
         postgres.start()
     assert [worker.wait() for worker in workers] == [0] * 4, workers[0].said()
@@ -159,7 +159,7 @@ def test_a_file_that_may_not_grow_frees_the_slot_and_keeps_the_checkpoint_before
     folder = prepared(tmp_path / "study", *DISK, n_photos=100)
     first = Forked(folder, tmp_path / "first.log", "worker")
     wait_until(lambda: "slot 0 attempt 0 epoch 0" in first.said(), "slot 0 has an epoch")
-    first.signal(signal.SIGTERM)
+    first.send_signal(signal.SIGTERM)
     assert first.wait() == 128 + signal.SIGTERM, first.said()
     full = Forked(folder, tmp_path / "full.log", "worker", before=limit_files)
     assert_disk_full_costs_no_epoch(folder, full)

@@ -110,7 +110,7 @@ def canary(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Cana
     watch = Watch(folder.path)
 
     def run() -> None:
-        study = folder.start("run", "--workers", "2")
+        study = folder.start_afresh("run", "--workers", "2")
         checkpoints = folder.path / "mlruns/checkpoints"
         wait_until(lambda: any(checkpoints.rglob("e*.pt")), "an epoch is trained")
         postgres.stop()

@@ -176,13 +176,13 @@ def freeze(worker: Forked, database: Path) -> None:
     """Stop it, but not within a transaction: on SQLite that would stop all others as well."""
 
     def frozen() -> bool:
-        worker.signal(signal.SIGSTOP)
+        worker.send_signal(signal.SIGSTOP)
         wait_until(lambda: "\nState:\tT" in status.read_text(), "it is stopped")
         with sqlite3.connect(database, timeout=0.2, isolation_level=None) as other:
             try:
                 other.execute("BEGIN IMMEDIATE").execute("ROLLBACK")
             except sqlite3.OperationalError:
-                worker.signal(signal.SIGCONT)
+                worker.send_signal(signal.SIGCONT)
                 return False
         return True
 
@@ -206,7 +206,7 @@ def test_a_worker_frozen_past_its_lease_leaves_the_second_result_and_goes_on(
         return replace(slots.records()[0], run_id=None)  # MLflow may learn of it later
 
     wait_until(lambda: record().state == "complete", "slot 0 is finished by the other")
-    other.signal(signal.SIGTERM)  # what it has begun is for the thawed one
+    other.send_signal(signal.SIGTERM)  # what it has begun is for the thawed one
     assert other.wait() == 128 + signal.SIGTERM, other.said()
     second = record()
     assert second.worker == worker_name(other.pid)
@@ -215,7 +215,7 @@ def test_a_worker_frozen_past_its_lease_leaves_the_second_result_and_goes_on(
     checkpoints = checkpoints_of(slots, 0)
     assert not checkpoints.exists()
 
-    frozen.signal(signal.SIGCONT)
+    frozen.send_signal(signal.SIGCONT)
     assert frozen.wait() == 0, frozen.said()
     assert record() == second
     assert "slot 0: attempt 0 was given up; another worker has it" in frozen.said()

@@ -53,7 +53,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_not_run_and_the_slot_goes_on(
     worker = Forked(folder, tmp_path / "first.log", "worker")
     checkpoints = folder.path / "mlruns/checkpoints"
     wait_until(lambda: any(checkpoints.rglob("slot_000/e0000.a0.pt")), "epoch 0 is trained")
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 128 + signal.SIGTERM, worker.said()
     sprung = tmp_path / "sprung"
     content = trap_file(sprung)

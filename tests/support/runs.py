@@ -15,6 +15,7 @@ import yaml
 from study.cli.app import main
 from study.config.load import load_config
 from study.config.schema import StudyConfig
+from tests.support.forked import Forked
 from tests.support.photos import draw_set
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,6 +62,11 @@ class Folder:
         return [sys.executable, "-m", "study", *self.arguments(name, *options)]
 
     def run(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """In a process of its own, forked from one that has imported everything."""
+        return self.start(name, *options).completed(500)
+
+    def run_afresh(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """In an interpreter of its own, as a user's."""
         return subprocess.run(
             self.command(name, *options),
             cwd=self.path,
@@ -93,7 +99,10 @@ class Folder:
                     code = int(ended.code or 0)
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *options: str) -> Forked:
+        return Forked(self, None, name, *options)
+
+    def start_afresh(self, name: str, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(name, *options),
             cwd=self.path,

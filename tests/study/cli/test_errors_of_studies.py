@@ -263,7 +263,7 @@ def test_a_slot_whose_checkpoint_is_lost_says_so_and_is_trained_again(
     assert folder.call("prepare").returncode == 0
     first = Forked(folder, tmp_path / "first.log", "worker")
     wait_until(lambda: "slot 0 attempt 0 epoch 0" in first.said(), "slot 0 has an epoch")
-    first.signal(signal.SIGTERM)
+    first.send_signal(signal.SIGTERM)
     assert first.wait() == 128 + signal.SIGTERM, first.said()
     (checkpoint,) = folder.study_config().checkpoints_dir.rglob("e0000.a0.pt")
     change(checkpoint)

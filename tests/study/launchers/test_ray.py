@@ -35,11 +35,11 @@ def test_two_nodes_of_which_one_is_killed_end_exactly(cluster: RayCluster, tmp_p
     folder.own_env = cluster.env
     assert folder.call("prepare").returncode == 0
     options = ("--launcher", "ray", "--ray-address", cluster.address, "--workers", "4")
-    refused = folder.run("run", *options, "--gpus-per-worker", "2")
+    refused = folder.run_afresh("run", *options, "--gpus-per-worker", "2")
     assert refused.returncode == 2
     assert "no node has them" in refused.stderr
 
-    run = folder.start("run", *options, "--gpus-per-worker", "0.5")
+    run = folder.start_afresh("run", *options, "--gpus-per-worker", "0.5")
     wait_for(lambda: run.poll() is not None or len(cluster.workers()) == 4)
     for node in (HEAD, OTHER):  # two share its one GPU
         assert [visible_gpus(pid) for pid in cluster.workers(node)] == ["0", "0"]
@@ -72,7 +72,7 @@ def test_a_cluster_of_its_own_replaces_a_killed_worker_stops_cleanly_and_keeps_n
         "RAY_TMPDIR": str(home),
     }
     assert folder.call("prepare").returncode == 0
-    run = folder.start("run", "--launcher", "ray", "--workers", "1")
+    run = folder.start_afresh("run", "--launcher", "ray", "--workers", "1")
     try:
         first = wait_for(lambda: run.poll() is None and holders(folder))
         os.kill(first[0], signal.SIGKILL)

@@ -54,7 +54,7 @@ def test_an_array_with_one_task_warned_one_killed_and_one_node_lost_ends_exactly
     longer = ("study.n_trials=12", "train.max_epochs=12", "train.stop_patience=12")
     never_pruned = "study.prune_patience=12"
     folder = study_on(cluster, tmp_path / "study", *longer, never_pruned, *slow)
-    run = folder.start("run", "--launcher", "slurm", "--workers", "4")
+    run = folder.start_afresh("run", "--launcher", "slurm", "--workers", "4")
     wait_for(lambda: run.poll() is not None or len(cluster.workers()) == 4)
     assert set(cluster.workers("n1").values()) | set(cluster.workers("n2").values()) == set("0123")
 
@@ -87,7 +87,7 @@ def test_ctrl_c_cancels_the_jobs_and_frees_their_slots(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     folder = study_on(cluster, tmp_path / "study", "study.n_trials=3", "train.max_epochs=50")
-    run = folder.start("run", "--launcher", "slurm", "--workers", "2")
+    run = folder.start_afresh("run", "--launcher", "slurm", "--workers", "2")
     wait_for(lambda: run.poll() is not None or slots_held(folder, cluster, "n1"))
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=90)
@@ -106,7 +106,7 @@ def test_detached_jobs_are_found_again_and_hold_no_password(
     folder = study_on(cluster, tmp_path / "study", "study.n_trials=3", "train.max_epochs=50")
     folder.own_env = {**cluster.env, "DEEPFAKE_STUDY_STORAGE": postgres.new_database()}
     options = ("--slurm", "time=10", "--slurm", "setup=export NOTHING=1", "--detach")
-    done = folder.run("run", "--launcher", "slurm", *options)
+    done = folder.run_afresh("run", "--launcher", "slurm", *options)
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
     assert job.isdecimal()
@@ -133,7 +133,7 @@ def test_a_mistake_that_only_the_nodes_see_ends_the_run_with_its_line(
 ) -> None:
     folder = study_on(cluster, tmp_path / "study", "study.n_trials=3")
     there = "setup=export DEEPFAKE_STUDY_STORAGE=nowhere://here"
-    done = folder.run("run", "--launcher", "slurm", "--workers", "2", "--slurm", there)
+    done = folder.run_afresh("run", "--launcher", "slurm", "--workers", "2", "--slurm", there)
     assert done.returncode == 2
     assert "a worker ended with exit code 2: error: study.storage: nowhere" in done.stderr
 
