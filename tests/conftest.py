@@ -11,21 +11,94 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from study.config.load import load_config
-from study.config.schema import StudyConfig
-from tests.support import postgres as postgres_server
-from tests.support.mlflow_server import mlflow_server, session_mlflow_server  # noqa: F401  # fixtures
-from tests.support.small_study import small_study  # noqa: F401  # a fixture
+# torch, mlflow and the rest are imported by the tests: xdist's first process runs none
+if TYPE_CHECKING:
+    from study.config.schema import StudyConfig
+    from tests.support import postgres as postgres_server
+    from tests.support.mlflow_server import MlflowServer
+    from tests.support.runs import Folder
 
 REPOSITORY = Path(__file__).parents[1]
+PROCESSES = 3  # one more than CI has cores: many tests wait for a lease, a beat or a server
+LONGEST = (  # first, so that none is left to one process in the end
+    "small study",
+    "tests/e2e/test_robust.py",
+    "tests/e2e/test_official.py",
+    "tests/e2e/test_finalists.py",
+    "tests/e2e/test_readme.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """None beside this process for tests that were named: three would only begin later."""
+    return PROCESSES if all(Path(argument).is_dir() for argument in config.args) else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What shares a fixture stays in one process, each other slow test is free to go to any."""
+    if not config.getoption("loadgroup", False):
+        return
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+
+    def turn(item: pytest.Item) -> tuple[int, bool]:
+        group = groups[item]
+        first = LONGEST.index(group) if group in LONGEST else len(LONGEST)
+        return first, group not in slow
+
+    items.sort(key=turn)
+
+
+def _group(item: pytest.Item) -> str:
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  # pytest names no other way
+    if "small_study" in fixtures:
+        return "small study"
+    shared = {
+        name for name, found in fixtures.items() if found[-1].scope not in ("function", "session")
+    }
+    if shared - {"one_thread"} or not item.get_closest_marker("slow"):
+        return item.location[0]
+    return item.nodeid
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[postgres_server.Postgres]:
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> "Folder":
+    """A small finished and evaluated study. Who changes it, puts it back."""
+    from tests.support.small_study import make_small_study
+
+    return make_small_study(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def session_mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[MlflowServer]":
+    from tests.support.mlflow_server import running
+
+    with running(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def mlflow_server(session_mlflow_server: "MlflowServer") -> "MlflowServer":
+    """The session's server, running again if a test left it stopped.
+
+    Studies in it need names of their own.
+    """
+    session_mlflow_server.start()
+    return session_mlflow_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[postgres_server.Postgres]":
     """A PostgreSQL server for the session."""
+    from tests.support import postgres as postgres_server
+
     binaries = postgres_server.find_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server here (Debian: postgresql)")
@@ -42,10 +115,11 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., StudyConfig]:
+def make_config(tmp_path: Path) -> "Callable[..., StudyConfig]":
     """A study in tmp_path: make_config("study.n_trials=12", storage=url)."""
+    from study.config.load import load_config
 
-    def make(*overrides: str, storage: str | None = None) -> StudyConfig:
+    def make(*overrides: str, storage: str | None = None) -> "StudyConfig":
         own = [
             f"study.checkpoints_dir={tmp_path}/checkpoints",
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",

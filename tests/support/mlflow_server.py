@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -95,22 +94,6 @@ def running(folder: Path, backend_store_uri: str | None = None) -> Iterator[Mlfl
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def session_mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with running(tmp_path_factory.mktemp("mlflow-server")) as server:
-        yield server
-
-
-@pytest.fixture
-def mlflow_server(session_mlflow_server: MlflowServer) -> MlflowServer:
-    """The session's server, running again if a test left it stopped.
-
-    Studies in it need names of their own.
-    """
-    session_mlflow_server.start()
-    return session_mlflow_server
 
 
 def store_image(uri: str, experiment: str) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""A small finished and evaluated study, made once a session through the command line."""
+"""A small finished and evaluated study, made through the command line."""
 
 from pathlib import Path
-
-import pytest
 
 from tests.support.runs import Folder
 
@@ -17,8 +15,3 @@ def make_small_study(path: Path) -> Folder:
     done = folder.call("evaluate")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(scope="session")
-def small_study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return make_small_study(tmp_path_factory.mktemp("small"))
