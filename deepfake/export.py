@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from deepfake.config import LABELS, Frozen, Hyperparameters, ImageSize, TrainConfig, Variant
 from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, JPEG_QUALITY, normalise
 from deepfake.errors import DataError, UserError
-from deepfake.files import write_whole
+from deepfake.files import whole, write_whole
 from deepfake.metrics import fake_probability
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.reproducibility import full_precision
@@ -137,19 +135,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises UserError if out is there already or can't be written.
     """
     refuse_existing(out)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process of the same number
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        refuse_existing(out)  # rename would take the place of an empty one
-        unfinished.rename(out)
+        # its files are durable each; shared: of two at once the second is refused
+        with whole(out, durable=False, shared=True) as unfinished:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            refuse_existing(out)  # rename would take the place of an empty one
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}; name another folder"
         ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def refuse_existing(out: Path) -> None:

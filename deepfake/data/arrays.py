@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from deepfake.errors import DataError
-from deepfake.files import free_bytes, size_text
+from deepfake.files import free_bytes, size_text, unfinished_path
 
 
 class Rows:
@@ -108,11 +108,6 @@ def store_path(work_dir: Path, side: int) -> Path:
 def meta_path(store: Path) -> Path:
     """What the store was made of. Written last: without it there is no store."""
     return store.with_suffix(".json")
-
-
-def unfinished_path(store: Path) -> Path:
-    """Where it grows; what a killed build left there is written over."""
-    return store.with_name(f".{store.name}.tmp")
 
 
 def stores_bytes(faces: int, sides: Sequence[int]) -> int:

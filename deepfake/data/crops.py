@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deepfake.data.layouts.openforensics import resolve_photos
 from deepfake.errors import DataError
+from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
@@ -245,13 +246,11 @@ def encoded(face: Image.Image) -> bytes:
 
 def _save(face: Image.Image, path: Path) -> None:
     content = encoded(face)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        # not durable: 100,000 waits for the disk, where an empty crop is cut again (_existing).
+        # shared: a process of a killed run lives a moment longer
+        write_whole(path, content, durable=False, shared=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise DataError(
             f"{path}: cannot be written: {error.strerror}; make room, or set data.work_dir to"
             " another disk, then run the same command again: it continues"

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from deepfake.config import Split
-from deepfake.data.arrays import Rows, check_room, meta_path, store_path, unfinished_path, writing
+from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 from deepfake.errors import DataError
-from deepfake.files import sha256_of, write_whole
+from deepfake.files import sha256_of, whole, write_whole
 from deepfake.parallel import Progress, available_cores
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,10 +78,9 @@ def _build(
     for stale in (meta_path(path), path):  # until the new array is whole there is no store
         stale.unlink(missing_ok=True)
     check_room(work_dir, len(names), [side])
-    unfinished = unfinished_path(path)
     crops = [work_dir / "crops" / name for name in names]
-    _write_rows(unfinished, crops, side, threads, progress)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        _write_rows(unfinished, crops, side, threads, progress)
     stops = np.cumsum([len(rows) for rows in by_split]).tolist()
     meta = {
         "crops_sha256": crops_sha256,
@@ -112,7 +111,6 @@ def _write_rows(
                         progress(f"store {side} px", done, len(crops))
             finally:
                 pool.shutdown(cancel_futures=True)
-        writer.sync()
 
 
 def pixels_of(crop: Path, side: int) -> bytes:

@@ -21,6 +21,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from deepfake.config import FAKE, REAL
+from deepfake.files import write_whole
 from deepfake.parallel import in_parallel
 from deepfake.sample.portrait import (
     Floats,
@@ -79,9 +80,8 @@ def draw_sample(
     categories = [{"id": REAL, "name": "Real"}, {"id": FAKE, "name": "Fake"}]
     annotations = [{"id": number, **face} for number, face in enumerate(faces)]
     document = {"categories": categories, "images": images, "annotations": annotations}
-    unfinished = annotations_json.with_suffix(".json.partial")
-    unfinished.write_text(json.dumps(document))
-    return unfinished.replace(annotations_json)
+    write_whole(annotations_json, json.dumps(document).encode())
+    return annotations_json
 
 
 def seed_of(file_names: Mapping[int, str]) -> int | None:

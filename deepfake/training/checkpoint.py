@@ -3,7 +3,6 @@
 import hashlib
 import io
 import logging
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from deepfake.errors import UserError
+from deepfake.files import whole
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,9 @@ class Checkpoints:
         A crash at any moment leaves a whole file or none. Raises CheckpointError.
         """
         path = self.folder / f"e{epoch:04d}.a{self.attempt}.pt"
-        partial = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb", buffering=0) as file:
+            with whole(path) as unfinished, unfinished.open("wb", buffering=0) as file:
                 hashed = _Hashed(file)
                 try:
                     torch.save({"format": FORMAT, "state": state}, hashed)  # type: ignore[arg-type]
@@ -69,13 +68,9 @@ class Checkpoints:
                     raise hashed.failed or error from None
                 # in the file, not beside it: two files can't be renamed at once
                 hashed.write(hashed.sha256.digest())
-                os.fsync(file.fileno())
-            partial.replace(path)
             for old in self._newest_first()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            with suppress(OSError):  # what can't be written may not be there to be removed
-                partial.unlink()
             raise CheckpointError(
                 f"{path}: the checkpoint can't be written: {error.strerror}; make room, or name "
                 "another folder in study.checkpoints_dir"

@@ -27,6 +27,7 @@ import yaml
 from filelock import FileLock
 
 from deepfake.errors import UserError
+from deepfake.files import write_whole
 from study.launchers.base import (
     CHOSEN,
     MAX_RESTARTS,
@@ -315,9 +316,8 @@ def _last_line(text: str) -> str:
 
 def _remember(folder: Path, job_id: str) -> None:
     with FileLock(folder / "jobs.json.lock"):
-        new = folder / "jobs.json.new"
-        new.write_text(json.dumps({"jobs": [*_remembered(folder), job_id]}))
-        new.replace(folder / "jobs.json")
+        jobs = {"jobs": [*_remembered(folder), job_id]}
+        write_whole(folder / "jobs.json", json.dumps(jobs).encode())
 
 
 def _remembered(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from deepfake.baselines import FIGURES, Baseline
 from deepfake.config import LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
+from deepfake.files import write_whole
 from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.report import search_plots as charts
 from study.report.comparison import compare, refuse_other_settings
@@ -48,13 +49,9 @@ def write_report(slots: Slots, out: Path) -> Path:
     """
     page = render(TEMPLATE, _content(slots, datetime.now(UTC)))
     try:
-        partial = out.with_name(f".{out.name}.unfinished")
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(page, encoding="utf-8")
-            return partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(out, page.encode())
+        return out
     except (OSError, ValueError) as error:  # ValueError: "." has no name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--out {out}: {reason}; name a file") from None

@@ -13,6 +13,7 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake.files import whole
 from study.config import TrackingError
 
 OPEN_S = 120.0  # another process may be creating MLflow's tables
@@ -50,10 +51,8 @@ def tables(uri: str) -> Iterator[None]:
 
 def _create_tables(sqlite: Path) -> None:
     """Whole or not at all: MLflow never mends tables that a kill left half made."""
-    unfinished = sqlite.with_name(f"{sqlite.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
-    unfinished.replace(sqlite)
+    with whole(sqlite) as unfinished:
+        MlflowClient(tracking_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
 
 
 def has_tables(sqlite: Path) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepfake.config import TrainConfig
 from deepfake.errors import UserError
+from deepfake.files import write_whole
 from deepfake.metrics import confusion_matrix, measure
 from deepfake.models import state_dict_sha256
 from deepfake.training import EpochStats, FitResult
@@ -76,9 +77,8 @@ class Journal:
 
     def note_delivered(self, offset: int) -> None:
         """Remember that all before offset was delivered."""
-        partial = self._offset_path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(str(offset))
-        partial.replace(self._offset_path)
+        # not durable: an older offset delivers again, which doubles nothing
+        write_whole(self._offset_path, str(offset).encode(), durable=False, shared=True)
 
     def entries(self, since: int = 0) -> list[Entry]:
         """Whole entries behind an offset. A torn last line is not there yet."""
@@ -188,7 +188,7 @@ class Spool:
             match path.suffix:
                 case ".files" if not path.with_suffix(".jsonl").exists():
                     shutil.rmtree(path, ignore_errors=True)
-                case ".lock" | ".offset" | ".partial":
+                case ".lock" | ".offset" | ".tmp":
                     path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: a worker has begun again
             self.folder.rmdir()

@@ -2,8 +2,9 @@ import shutil
 
 import pytest
 
-from deepfake.data.arrays import check_room, meta_path, store_path, stores_bytes, unfinished_path
+from deepfake.data.arrays import check_room, meta_path, store_path, stores_bytes
 from deepfake.errors import DataError
+from deepfake.files import unfinished_path
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_cutting_again_keeps_whole_crops_and_makes_only_what_is_missing(tmp_path
     whole = content_of(crops_dir)
     (crops_dir / "Train_poly_0_0.jpg").unlink()
     (crops_dir / "Train_poly_1_2.jpg").write_bytes(b"")  # what a power cut leaves
-    (crops_dir / "Train_poly_0_0.jpg.999.tmp").write_bytes(b"half")
+    (crops_dir / ".Train_poly_0_0.jpg.999.tmp").write_bytes(b"half")
     kept = crops_dir / "Train_poly_0_1.jpg"
     os.utime(kept, (1, 1))
     _, second = cut(table, tmp_path)

@@ -361,7 +361,7 @@ def test_killed_while_cutting_and_run_again_it_gives_the_same_bytes(tmp_path):
     n_cut = len(list(crops.glob("*.jpg")))
     assert 32 <= n_cut < 2000  # killed in the middle indeed
     kept = {path: path.stat().st_mtime_ns for path in crops.glob("*.jpg")}
-    (crops / "Train_poly_999_1999.jpg.1.tmp").write_bytes(b"half")
+    (crops / ".Train_poly_999_1999.jpg.1.tmp").write_bytes(b"half")
     prepare_data(config(tmp_path), processes=1)
     assert files(tmp_path / "work") == files(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -1,5 +1,3 @@
-import hashlib
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,6 @@ from deepfake.data import splits
 from deepfake.data.layouts.openforensics import COLUMNS
 from deepfake.data.splits import Opening, assign_splits, read_split, write_csv
 from deepfake.errors import DataError
-from deepfake.files import sha256_of
 
 FRACTIONS = Fractions()
 
@@ -183,21 +180,3 @@ def test_the_test_split_stays_closed_without_an_opening(work_dir):
         read_split(work_dir, "test")
     assert issubclass(splits.SplitClosed, PermissionError)
     assert len(read_split(work_dir, "val")) == 4
-
-
-def test_the_hash_of_a_file_is_its_sha256(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "a.csv"
-    splits.write_whole(path, b"old")
-
-    def no_room(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(splits.os, "fsync", no_room)
-    with pytest.raises(OSError, match="No space"):
-        splits.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"

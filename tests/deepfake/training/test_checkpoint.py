@@ -240,12 +240,12 @@ class Crash(BaseException):
 
 
 def crash_before_step(monkeypatch, number):
-    """Every step that changes the folder counts; the one of that number never happens."""
+    """Every step that changes the folder counts; from that number on none happens."""
     steps = iter(range(10**6))
 
     def counted(real):
         def step(*args, **kwargs):
-            if next(steps) == number:
+            if next(steps) >= number:
                 raise Crash
             return real(*args, **kwargs)
 
@@ -356,7 +356,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints_alone(folder
         "name another folder in study.checkpoints_dir\n"
     )
     assert done.stderr == ""
-    assert names(folder) == ["e0000.a0.pt", "e0001.a0.pt"]  # no .partial
+    assert names(folder) == ["e0000.a0.pt", "e0001.a0.pt"]  # nor what was begun
     files = Checkpoints(folder)
     assert epoch_of(files.load()) == 1
     assert files.damaged == []
@@ -387,7 +387,7 @@ def test_removing_leaves_nothing_of_the_slot_and_all_of_its_neighbour(folder):
         crash_before_step(patch, 3)  # mkdir, open, fsync: what a crash leaves goes too
         with pytest.raises(Crash):
             save(files, 1)
-    assert names(folder) == ["e0000.a0.pt", "e0001.a0.damaged", "e0001.a0.partial"]
+    assert names(folder) == [".e0001.a0.pt.tmp", "e0000.a0.pt", "e0001.a0.damaged"]
     files.remove()
     assert not folder.exists()
     assert files.load() is None

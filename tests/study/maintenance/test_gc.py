@@ -148,7 +148,7 @@ def test_what_killed_writers_left_goes_and_what_a_live_one_writes_stays(
 ) -> None:
     (tmp_path / "faces/store").mkdir(parents=True)
     (tmp_path / "faces/crops").mkdir()
-    dead = [tmp_path / "faces" / name for name in (".splits.csv.tmp", "crops/a.png.7.tmp")]
+    dead = [tmp_path / "faces" / name for name in (".splits.csv.tmp", "crops/.a.jpg.7.tmp")]
     live = tmp_path / "faces/store/.faces_32.npy.tmp"
     whole = tmp_path / "faces/crops/a.png"
     for path in (*dead, live, whole):

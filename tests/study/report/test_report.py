@@ -201,7 +201,7 @@ class TestStages:
         (tmp_path / "folder").mkdir()
         with pytest.raises(UserError, match="folder: Is a directory; name a file"):
             write_report(slots, tmp_path / "folder")
-        assert not list(tmp_path.glob(".*.unfinished"))
+        assert not list(tmp_path.glob(".*.tmp"))
 
 
 def evaluation(slot: int) -> dict[str, Any]:
