@@ -219,7 +219,7 @@ def test_a_run_is_named_by_its_slot_or_its_baseline() -> None:
 
 @pytest.mark.slow
 def test_the_spool_needs_no_mlflow() -> None:
-    code = "import study.spool, sys; print('mlflow' in sys.modules)"
+    code = "import study.tracking.spool, sys; print('mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
