@@ -9,6 +9,7 @@ results      evaluate, compare, report, export, predict, ui
 maintenance  doctor, gc
 live         what a terminal shows while a study runs, and when it will be over
 tables       tables that are printed once
+fork_server  what local workers are forked from: their imports, once for all
 """
 
 import lazy_loader

@@ -3,6 +3,7 @@
 base       the protocol of a launcher, and the worker as a command line
 placement  the launcher and its options as the command line says them
 local      processes on this machine, a GPU each
+forked     how they begin in a moment: forked from a process that has imported everything
 slurm      an array of Slurm jobs, requeued at their limit
 ray        Ray tasks, on a cluster or on this machine
 run        workers started, watched, and how they ended

@@ -40,6 +40,11 @@ class WorkerCommand:
     cwd: str  # what relative paths in them are relative to
     grace_s: float  # from the first signal to the worker's end
 
+    def worker(self, *more: str) -> list[str]:
+        """Behind `deepfake-study`: of a worker that ends with this process."""
+        own = ["--grace", f"{self.grace_s:g}s", "--parent", str(os.getpid())]
+        return [*self.arguments, *own, *more]
+
     def start(
         self,
         *more: str,
@@ -48,9 +53,8 @@ class WorkerCommand:
         own_session: bool,
     ) -> subprocess.Popen[bytes]:
         """A worker that ends with this process. env, output: this process's without."""
-        own = ["--grace", f"{self.grace_s:g}s", "--parent", str(os.getpid())]
         return subprocess.Popen(
-            [sys.executable, "-m", "study", *self.arguments, *own, *more],
+            [sys.executable, "-m", "study", *self.worker(*more)],
             cwd=self.cwd,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from study.launchers.base import (
     is_death,
     new_log,
 )
+from study.launchers.forked import Forked, ForkServer
 from study.worker import worker_name
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def assign_gpus(
 class Worker:
     """A local worker process and what it was started with."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     gpu: str | None
     log_path: Path
 
@@ -74,8 +75,12 @@ class LocalWorkers:
         env: dict[str, str],
         log_dir: Path,
         on_end: OnEnd,
+        server: ForkServer | None = None,
     ) -> None:
-        """on_end: called with the name of a worker that ended, and why unless it died."""
+        """on_end: called with the name of a worker that ended, and why unless it died.
+
+        server: what starts them; closed at the end. Without it each is a fresh interpreter.
+        """
         self.worst = 0
         self.workers: list[Worker] = []
         self.restarts = 0
@@ -83,6 +88,7 @@ class LocalWorkers:
         self._env = env
         self._log_dir = log_dir
         self._on_end = on_end
+        self._server = server
         self._last_log = log_dir
         self._kill_at = math.inf
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -106,6 +112,9 @@ class LocalWorkers:
             if died:
                 code = 0 if self._ending or self._replace(worker, code) else 1
             self.worst = max(self.worst, as_shell(code))
+        if self._server is not None and not self.workers:
+            self._server.close()
+            self._server = None
         return bool(self.workers)
 
     def end(self, number: int) -> None:
@@ -137,10 +146,14 @@ class LocalWorkers:
         env, device = self._env, "cpu"
         if gpu is not None:  # the only one the worker sees
             env, device = {**env, "CUDA_VISIBLE_DEVICES": gpu}, "cuda:0"
+        process: subprocess.Popen[bytes] | Forked
         with path.open("ab") as file:
-            process = self._command.start(
-                "--device", device, env=env, output=file, own_session=True
-            )
+            if self._server is not None:
+                process = self._server.start("--device", device, env=env, output=file)
+            else:
+                process = self._command.start(
+                    "--device", device, env=env, output=file, own_session=True
+                )
         self.workers.append(Worker(process, gpu, path))
 
     def _replace(self, worker: Worker, code: int) -> bool:

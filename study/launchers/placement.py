@@ -11,6 +11,7 @@ from deepfake.errors import UserError
 from deepfake.parallel import available_cores
 from study.config import StudyConfig
 from study.launchers.base import OnEnd, WorkerCommand, Workers
+from study.launchers.forked import fork_server
 from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
 from study.worker import check_precision, pick_device
 
@@ -139,7 +140,8 @@ class Placement:
         match self.launcher:
             case Launcher.LOCAL:
                 env = environment()
-                return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_end)
+                server = fork_server(command, env)
+                return LocalWorkers(command, self.local_gpus(env), env, log_dir, on_end, server)
             case Launcher.SLURM:
                 from study.launchers.slurm import submit
 

@@ -15,6 +15,7 @@ from study.config.load import load_config
 from study.slots.study import create_or_join
 from study.worker.inputs import Inputs
 from study.worker.setup import study_fingerprint
+from tests.support.exact import holders
 from tests.support.runs import Folder
 
 pytestmark = pytest.mark.slow
@@ -120,9 +121,8 @@ def test_a_worker_that_dies_is_replaced_and_its_slot_finished(tmp_path: Path) ->
     folder = Folder(tmp_path, 24, *LONG)
     run = folder.start("run")
     wait_for(lambda: len(checkpoints(folder)) > 0)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    workers = [pid for pid in children if "worker" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(int(workers[0]), signal.SIGKILL)
+    (worker,) = holders(folder).values()
+    os.kill(worker, signal.SIGKILL)
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     assert "a worker died (exit code -9), another starts" in errors

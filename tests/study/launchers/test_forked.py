@@ -1,0 +1,152 @@
+"""Workers forked from a server: this process's own children, whatever becomes of the server."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.launchers import forked
+from study.launchers.base import WorkerCommand
+from study.launchers.forked import Forked, ForkServer
+from tests.support.exact import wait_for
+from tests.support.runs import ENV, REPOSITORY, Folder
+
+WAITING = "import time; print('here', flush=True); time.sleep(600)"
+
+
+class Scripted(WorkerCommand):
+    """Its worker is a Python script."""
+
+    def start(self, *more: str, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", f"print('fresh'); {self.arguments[0]}"],
+            env=options["env"],
+            stdout=options["output"],
+        )
+
+
+class Started:
+    """A server of scripts, and what its workers write."""
+
+    def __init__(self, script: str, folder: Path) -> None:
+        env = {**ENV, "PYTHONPATH": str(REPOSITORY)}
+        self.server = ForkServer(Scripted((script,), str(folder), 25.0), env)
+        self.log = folder / "worker.log"
+        self.env = env
+
+    def worker(self, **env: str) -> Forked:
+        with self.log.open("ab") as file:
+            return self.server.start(env={**self.env, **env}, output=file)
+
+    def running(self) -> Forked:
+        """A worker that has begun."""
+        worker = self.worker()
+        wait_for(lambda: worker.pid or told(worker), 60)
+        wait_for(lambda: "here" in self.log.read_text(), 60)
+        return worker
+
+
+def told(worker: Forked) -> None:
+    """Have it ask the server whether it is started."""
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked, "_SERVER", "tests.support.light_server")
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[Started]:
+    started = Started(WAITING, tmp_path)
+    yield started
+    started.server.close()
+
+
+def test_a_worker_is_this_processs_child_in_a_session_of_its_own(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; print(os.getppid(), os.getsid(0) == os.getpid(), os.getcwd(),"
+        " os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(3)"
+    )
+    started = Started(script, tmp_path)
+    worker = started.worker(CUDA_VISIBLE_DEVICES="GPU-a")
+    assert worker.wait(60) == 3
+    assert started.log.read_text().split() == [str(os.getpid()), "True", str(tmp_path), "GPU-a"]
+    started.server.close()
+
+
+def test_a_worker_that_is_killed_says_so(waiting: Started) -> None:
+    worker = waiting.running()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(0.01)
+    worker.send_signal(signal.SIGKILL)
+    assert worker.wait(60) == -signal.SIGKILL
+
+
+def test_workers_outlive_their_server_and_the_next_is_a_fresh_interpreter(
+    waiting: Started,
+) -> None:
+    worker = waiting.running()
+    waiting.server.kill()
+    waiting.server._process.wait()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(0.3)
+    second = waiting.worker()
+    wait_for(lambda: second.pid or told(second), 60)
+    wait_for(lambda: "fresh" in waiting.log.read_text(), 60)
+    for process in (worker, second):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_a_server_that_dies_amid_its_imports_costs_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "_SERVER", "no.such.module")
+    started = Started("raise SystemExit(3)", tmp_path)
+    assert started.worker().wait(60) == 3
+    assert started.log.read_text() == "fresh\n"
+    started.server.close()
+
+
+def test_a_signal_that_comes_before_the_server_is_ready_starts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "_SERVER", "http.server")  # it never answers
+    started = Started(WAITING, tmp_path)
+    worker = started.worker()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(0.1)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(60) == -signal.SIGINT
+    assert started.log.read_text() == ""
+    started.server.close()
+
+
+def children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+@pytest.mark.slow
+def test_a_study_whose_server_dies_is_finished_by_its_workers(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 24, "study.n_trials=3", "train.max_epochs=4")
+    run = folder.start("run", "--workers", "2")
+    checkpoints = folder.path / "mlruns/checkpoints"
+    wait_for(lambda: list(checkpoints.glob("*/*/slot_*/*.pt")))
+    server = min(children(run.pid))  # before the workers that it forked
+    os.kill(server, signal.SIGKILL)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
+    assert "a worker died" not in errors
+    assert folder.json("status")["slots"]["complete"] == 3
