@@ -150,7 +150,7 @@ def probe(name: str, train: Described, val: Described) -> Verdict:
     model.fit(train.numbers, train.labels)
     scores = model.decision_function(val.numbers)
     logits = torch.from_numpy(np.stack([np.zeros_like(scores), scores], axis=1))
-    interval = intervals(logits, torch.tensor(val.labels), val.photos)["auc"]
+    interval = intervals(logits, torch.tensor(val.labels), val.photos, ["auc"])["auc"]
     return Verdict(
         probe=name,
         auc=float(roc_auc_score(val.labels, scores)),

@@ -1,7 +1,8 @@
 """What a classifier is worth: every figure once, and its interval.
 
-classification  confusion matrix, precision, recall, F1, AUC, EER of logits
-scorecard       every figure of one training
+figures         METRICS: every figure once, how it is computed and where it is shown
+weighting       the faces that figures are computed from, each as often as it was drawn
+classification  what logits say: probability, verdict, confusion matrix, cross-entropy
 bootstrap       intervals by drawing whole photos again
 calibration     temperature, threshold, expected calibration error
 """

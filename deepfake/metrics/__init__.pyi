@@ -1,13 +1,10 @@
 from .bootstrap import (
     BOOTSTRAP_RESAMPLES as BOOTSTRAP_RESAMPLES,
-    Floats as Floats,
-    auc_of_resamples as auc_of_resamples,
     draw_photos as draw_photos,
     group_means as group_means,
     intervals as intervals,
     mean_losses as mean_losses,
     percentiles as percentiles,
-    resample as resample,
 )
 from .calibration import (
     Chosen as Chosen,
@@ -17,14 +14,19 @@ from .calibration import (
     reliability as reliability,
 )
 from .classification import (
-    MIN_REALS as MIN_REALS,
     ConfusionMatrix as ConfusionMatrix,
     accuracy as accuracy,
     confusion_matrix as confusion_matrix,
     cross_entropy as cross_entropy,
     fake_probability as fake_probability,
     fake_score as fake_score,
-    measure as measure,
     predict as predict,
 )
-from .scorecard import compute_scorecard as compute_scorecard
+from .figures import (
+    METRICS as METRICS,
+    MIN_REALS as MIN_REALS,
+    Metric as Metric,
+    logged_figures as logged_figures,
+    measure as measure,
+    resample as resample,
+)

@@ -63,23 +63,10 @@ def choose_threshold(logits: Tensor, labels: Tensor) -> float:
     return float(middle[best[np.argmin(np.abs(middle[best] - 0.5))]])
 
 
-def calibration_error(
-    logits: Tensor, labels: Tensor, temperature: float = 1.0, bins: int = ECE_BINS
-) -> float:
-    """ECE of P(FAKE) at a temperature: |its mean - share of fakes| of equal-mass bins, averaged.
-
-    Few faces have an ECE above 0 however well calibrated they are, resamples of them more so.
-    """
-    scores, group = np.unique(fake_score(logits).numpy(), return_inverse=True)
-    mass = np.bincount(group)
-    excess = mass * expit(scores / temperature) - np.bincount(group, labels.numpy())
-    return binned_error(np.cumsum(mass), np.cumsum(excess), bins)
-
-
 def reliability(
     logits: Tensor, labels: Tensor, temperature: float = 1.0, bins: int = ECE_BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(bins,) the mean P(FAKE) and (bins,) the share of fakes of calibration_error's bins."""
+    """(bins,) the mean P(FAKE) and (bins,) the share of fakes of the ECE's bins."""
     scores, group = np.unique(fake_score(logits).numpy(), return_inverse=True)
     mass = np.bincount(group)
     upto = np.cumsum(mass)
@@ -97,6 +84,8 @@ def reliability(
 def binned_error(upto: NDArray[Any], excess_upto: NDArray[Any], bins: int = ECE_BINS) -> float:
     """The ECE of groups of faces in ascending P(FAKE), those of one score together.
 
+    |mean P(FAKE) - share of fakes| of equal-mass bins, averaged. Few faces have an ECE above 0
+    however well calibrated they are, resamples of them more so.
     upto: faces up to and with each group; excess_upto: their sum of P(FAKE) - label. Every bin
     holds the same number: a group on a border is shared out, each of its faces alike.
     """

@@ -1,21 +1,13 @@
 """Logits + labels -> losses, confusion matrix, figures per class, with intervals over photos."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from sklearn.metrics import (
-    confusion_matrix as count_outcomes,
-    precision_recall_fscore_support,
-    roc_auc_score,
-    roc_curve,
-)
+from sklearn.metrics import confusion_matrix as count_outcomes
 from torch import Tensor
 from torch.nn import functional
 
 from deepfake.config import FAKE, REAL
-
-MIN_REALS = 500  # 1 % of them is five faces
 
 
 @dataclass(frozen=True)
@@ -30,24 +22,6 @@ class ConfusionMatrix:
     def rows(self) -> list[list[int]]:
         """[[real as real, real as fake], [fake as real, fake as fake]]."""
         return [[self.real_as_real, self.real_as_fake], [self.fake_as_real, self.fake_as_fake]]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Figures of one model on one split, at threshold 0.5. 0 is real, 1 is fake."""
-
-    accuracy: float
-    precision_0: float
-    precision_1: float
-    recall_0: float
-    recall_1: float
-    f1_0: float
-    f1_1: float
-    auc: float
-    nll: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
@@ -81,49 +55,6 @@ def confusion_matrix(logits: Tensor, labels: Tensor, threshold: float = 0.5) -> 
     return ConfusionMatrix(*(int(count) for count in counts.ravel()))
 
 
-def measure(logits: Tensor, labels: Tensor) -> Metrics:
-    """All figures of one split, where both labels occur. A class never predicted: precision 0."""
-    predicted = predict(logits)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predicted, labels=[REAL, FAKE], zero_division=0
-    )
-    return Metrics(
-        accuracy=accuracy(logits, labels),
-        precision_0=float(precision[REAL]),
-        precision_1=float(precision[FAKE]),
-        recall_0=float(recall[REAL]),
-        recall_1=float(recall[FAKE]),
-        f1_0=float(f1[REAL]),
-        f1_1=float(f1[FAKE]),
-        auc=float(roc_auc_score(labels, fake_score(logits))),
-        nll=cross_entropy(logits, labels),
-    )
-
-
 def fake_score(logits: Tensor) -> Tensor:
     """A score (N,) that ranks as P(FAKE) does, without its ties at 0 and 1."""
     return logits.double()[:, FAKE] - logits.double()[:, REAL]
-
-
-def equal_error_rate(logits: Tensor, labels: Tensor) -> float:
-    """Where as large a share of reals is taken for fake as of fakes for real.
-
-    The ROC curve's crossing with the line from (0, 1) to (1, 0), straight between its points.
-    """
-    false_alarms, found, _ = roc_curve(labels, fake_score(logits), drop_intermediate=False)
-    gap = 1 - found - false_alarms  # falls from 1 to -1
-    after = int(np.argmax(gap <= 0))
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float((1 - share) * false_alarms[after - 1] + share * false_alarms[after])
-
-
-def recall_at_false_alarms(logits: Tensor, labels: Tensor, rate: float = 0.01) -> float | None:
-    """The largest share of fakes found while at most rate of the reals is taken for fake.
-
-    None under MIN_REALS real faces: so small a rate of them is a handful.
-    """
-    reals = int((labels == REAL).sum())
-    if reals < MIN_REALS:
-        return None
-    false_alarms, found, _ = roc_curve(labels, fake_score(logits), drop_intermediate=False)
-    return float(found[false_alarms * reals <= rate * reals + 1e-6].max())

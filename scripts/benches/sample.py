@@ -102,4 +102,4 @@ def _train(data: DataConfig, config: TrainConfig, seed: int) -> float:
         on_epoch=lambda stats: True,
     )
     assert result.best_logits is not None
-    return measure(result.best_logits, val.labels).auc
+    return measure(result.best_logits, val.labels, ["auc"])["auc"]

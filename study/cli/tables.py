@@ -9,12 +9,14 @@ from rich.text import Text
 
 from deepfake.baselines import FIGURES
 from deepfake.files import size_text
+from deepfake.metrics import METRICS
 from study.cli.live import COLOURS, duration, trial_line
 from study.slots import STATES, SlotRecord, best_of
 
 if TYPE_CHECKING:
     from deepfake.audit import Audit
     from deepfake.data import Summary
+    from deepfake.metrics import Metric
     from study.estimate import Estimate
     from study.evaluation import Price
     from study.maintenance import Collected, Diagnosis
@@ -215,13 +217,11 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
 
 def comparison_table(comparison: Mapping[str, Any]) -> Group:
     """Ours beside the report's, two decimals as the report prints them."""
-    headings = {"accuracy": "acc", "precision": "P", "recall": "R", "f1": "F1"}
     table = Table(title="test split; 0 real, 1 fake", title_justify="left")
     table.add_column("model")
     table.add_column("source")
     for figure in FIGURES:
-        name, _, label = figure.partition("_")
-        table.add_column(headings[name] + (f"({label})" if label else ""), justify="right")
+        table.add_column(METRICS[figure].heading, justify="right")
     table.add_column("AUC (95 %)", justify="right")
     for row in comparison["rows"]:
         metrics = row["metrics"]
@@ -256,21 +256,20 @@ def _shares(fake_shares: Mapping[str, float]) -> str:
 
 def _test_set(found: Mapping[str, Any]) -> Group:
     """A further test set, shorter than the first."""
-    names = ("NLL", "accuracy", "balanced acc", "AUC")
-    keys = ("nll", "accuracy", "balanced_accuracy", "auc")
-    table = _figures_table(found, dict(zip(names, keys, strict=True)))
+    table = _figures_table(found, ("nll", "accuracy", "balanced_accuracy", "auc"))
     said = [Text(f"{comparison['sentence']}.", "bold") for comparison in found["comparisons"]]
     return Group(Text(), table, *said, Text(f"{found['prior']['sentence']}.", "dim"))
 
 
-def _figures_table(found: Mapping[str, Any], figures: Mapping[str, str]) -> Table:
-    """A row a model. figures: column -> its name in the scorecard."""
+def _figures_table(found: Mapping[str, Any], figures: Sequence[str]) -> Table:
+    """A row a model. figures: of METRICS."""
     counts = f"{found['real']} real and {found['fake']} fake faces of {found['photos']} photos"
     table = Table(title=f"split {found['split']}: {counts}", title_justify="left")
-    for column in ("model", "seeds", *figures):
+    headings = [METRICS[name].heading for name in figures]
+    for column in ("model", "seeds", *headings):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in found["models"]:
-        cells = [_with_interval(model["figures"][key]) for key in figures.values()]
+        cells = [_with_interval(model["figures"].get(name), METRICS[name]) for name in figures]
         style = {"diagnostic": "dim"}.get(model["role"])
         style = "bold" if model["model"] == found["best"] else style
         table.add_row(model["model"], str(len(model["seeds"])), *cells, style=style)
@@ -279,9 +278,8 @@ def _figures_table(found: Mapping[str, Any], figures: Mapping[str, str]) -> Tabl
 
 def analysis_table(found: Mapping[str, Any]) -> Group:
     """Figures with intervals, the verdicts, and what became of the report's figures."""
-    names = ("NLL", "accuracy", "AUC", "EER", "ECE", "ECE scaled", "R(1) at 1 % false")
-    keys = ("nll", "accuracy", "auc", "eer", "ece", "ece_scaled", "recall_1_at_far_1pct")
-    table = _figures_table(found, dict(zip(names, keys, strict=True)))
+    shown = [name for name, metric in METRICS.items() if "table" in metric.places]
+    table = _figures_table(found, shown)
     printed = Table(title=f"the report: {found['published']['source']}", title_justify="left")
     for column in ("model", "figure", "printed", "ours", "95 %, seeds and photos", ""):
         printed.add_column(column)
@@ -297,10 +295,11 @@ def analysis_table(found: Mapping[str, Any]) -> Group:
     return Group(table, *verdicts, printed, *(Text(note, "dim") for note in notes))
 
 
-def _with_interval(figure: Mapping[str, Any] | None) -> str:
+def _with_interval(figure: Mapping[str, Any] | None, metric: "Metric") -> str:
     if figure is None:
         return "—"
-    return f"{figure['value']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"
+    value, low, high = (f"{figure[key]:.{metric.decimals}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low}-{high})"
 
 
 def price_table(price: "Price") -> Group:

@@ -14,10 +14,11 @@ from deepfake.baselines import FIGURES, Baselines
 from deepfake.config import FAKE, REAL
 from deepfake.metrics import (
     BOOTSTRAP_RESAMPLES,
+    METRICS,
     Chosen,
     choose,
-    compute_scorecard,
     draw_photos,
+    measure,
     percentiles,
     resample,
 )
@@ -45,7 +46,7 @@ class Measured:
 
     finalist: Finalist
     chosen: list[Chosen]
-    estimates: dict[str, Estimate | None]  # by figure of scorecard; None where it has none
+    estimates: dict[str, Estimate | None]  # by name in METRICS; None where there is none
 
 
 def analyse(
@@ -115,8 +116,8 @@ def measure_all(
         model, at = training
         chosen = choose(torch.from_numpy(val.logits[model][at]), val_labels)
         logits = torch.from_numpy(test.logits[model][at])
-        whole = compute_scorecard(logits, labels, chosen)
-        return chosen, whole, resample(logits, labels, photos, draws, chosen)
+        whole = measure(logits, labels, chosen=chosen)
+        return chosen, whole, resample(logits, labels, photos, draws, chosen=chosen)
 
     trainings = [(f.model, at) for f in finalists for at in range(len(f.seeds))]
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy works outside Python's lock
@@ -124,13 +125,11 @@ def measure_all(
     measured = []
     for finalist in finalists:
         of_seeds = [found[finalist.model, at] for at in range(len(finalist.seeds))]
-        estimates: dict[str, Estimate | None] = {}
-        for name, value in of_seeds[0][1].items():
-            estimates[name] = None
-            if value is not None:
-                by_seed = np.array([whole[name] for _, whole, _ in of_seeds])
-                resampled = np.mean([resamples[name] for _, _, resamples in of_seeds], axis=0)
-                estimates[name] = Estimate(by_seed, resampled)
+        estimates: dict[str, Estimate | None] = dict.fromkeys(METRICS)
+        for name in of_seeds[0][1]:
+            by_seed = np.array([whole[name] for _, whole, _ in of_seeds])
+            resampled = np.mean([resamples[name] for _, _, resamples in of_seeds], axis=0)
+            estimates[name] = Estimate(by_seed, resampled)
         measured.append(Measured(finalist, [chosen for chosen, _, _ in of_seeds], estimates))
     return measured
 

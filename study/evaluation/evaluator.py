@@ -21,7 +21,13 @@ from deepfake.config import SPLITS, Split, TrainConfig
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
-from deepfake.metrics import ConfusionMatrix, confusion_matrix, cross_entropy, intervals, measure
+from deepfake.metrics import (
+    ConfusionMatrix,
+    confusion_matrix,
+    cross_entropy,
+    intervals,
+    logged_figures,
+)
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
@@ -421,13 +427,11 @@ class Evaluator:
         self._rows.append(rows)
         photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
         matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)
+        found = intervals(logits, faces.labels, photos, ("accuracy", "auc"))
         figures = SplitFigures(
             faces=len(faces),
-            metrics=measure(logits, faces.labels).as_dict(),
-            intervals={
-                name: (interval.low, interval.high)
-                for name, interval in intervals(logits, faces.labels, photos).items()
-            },
+            metrics=logged_figures(logits, faces.labels),
+            intervals={name: (interval.low, interval.high) for name, interval in found.items()},
             confusion=matrix.rows(),
         )
         files = {

@@ -26,13 +26,14 @@ from deepfake.export import (
     write_onnx,
 )
 from deepfake.metrics import (
+    METRICS,
     choose_threshold,
     confusion_matrix,
     cross_entropy,
     fake_probability,
     fit_temperature,
     intervals,
-    measure,
+    logged_figures,
 )
 from deepfake.models import count_parameters
 from deepfake.parallel import Progress
@@ -45,16 +46,12 @@ from study.templates import markdown
 from study.tracking import CHAMPION, REPORT_BASELINE, Spool, git_commit, register, stands_for
 from study.worker import Inputs
 
-ROWS = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "precision_1": "precision (fake)",
-    "recall_1": "recall (fake)",
-    "f1_1": "F1 (fake)",
-    "precision_0": "precision (real)",
-    "recall_0": "recall (real)",
-    "f1_0": "F1 (real)",
-}
+_OF_LABEL = ("precision", "recall", "f1")
+ROWS = (
+    "accuracy",
+    "auc",
+    *(f"{name}_{label}" for label in "10" for name in _OF_LABEL),
+)  # of the card
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def model_card(
             "searched": searched,
             "parameters": parameters,
             "onnx": onnx,
-            "rows": ROWS,
+            "rows": {name: METRICS[name].title for name in ROWS},
             "n_faces": sum(sum(of.values()) for of in faces.values()),
             "prior": train[LABELS[FAKE]] / sum(train.values()),
         },
@@ -318,10 +315,10 @@ def _at_threshold(verdicts: Tensor, faces: Faces, at_half: SplitFigures) -> Spli
     sure = torch.where(verdicts, 1.0, -1.0)
     logits = torch.stack([-sure, sure], dim=1)
     photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
-    accuracy = intervals(logits, faces.labels, photos)["accuracy"]
+    accuracy = intervals(logits, faces.labels, photos, ["accuracy"])["accuracy"]
     return SplitFigures(
         faces=len(faces),
-        metrics={**measure(logits, faces.labels).as_dict(), "auc": at_half.metrics["auc"]},
+        metrics={**logged_figures(logits, faces.labels), "auc": at_half.metrics["auc"]},
         intervals={**at_half.intervals, "accuracy": (accuracy.low, accuracy.high)},
         confusion=confusion_matrix(logits, faces.labels).rows(),
     )

@@ -9,19 +9,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from deepfake.config import TrainConfig
 from deepfake.data import PHOTO, Faces
-from deepfake.metrics import (
-    Floats,
-    auc_of_resamples,
-    draw_photos,
-    mean_losses,
-    measure,
-    percentiles,
-    predict,
-)
+from deepfake.metrics import draw_photos, intervals, measure
 from deepfake.transforms import SUITE, logits_under
 from study.evaluation.finalists import Contender
 
@@ -82,19 +73,11 @@ def falls_of(
 def _figures(
     logits: Tensor, labels: Tensor, photos: NDArray[np.int64], draws: NDArray[np.uint16]
 ) -> dict[str, float]:
-    values = measure(logits, labels).as_dict()
-    losses = functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
-    correct = (predict(logits) == labels).numpy().astype(np.float64)
-    resampled: dict[str, Floats] = {
-        "nll": mean_losses(losses, photos, draws),
-        "accuracy": mean_losses(correct, photos, draws),
-        "auc": auc_of_resamples(logits, labels, photos, draws),
-    }
     found = {}
-    for figure in FIGURES:
-        interval = percentiles(resampled[figure], values[figure])
-        found[figure] = values[figure]
-        found[f"{figure}_low"], found[f"{figure}_high"] = interval.low, interval.high
+    spans = intervals(logits, labels, photos, FIGURES, draws)
+    for figure, value in measure(logits, labels, FIGURES).items():
+        found[figure] = value
+        found[f"{figure}_low"], found[f"{figure}_high"] = spans[figure].low, spans[figure].high
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from deepfake.config import Variant
-from deepfake.metrics import MIN_REALS
+from deepfake.metrics import METRICS, MIN_REALS
 from study.config import TrackingError
 from study.evaluation import MIN_SEEDS, headline, logged_exhibits
 from study.report.test_plots import (
@@ -17,19 +17,6 @@ from study.report.test_plots import (
 )
 from study.tracking import Tracker
 
-FIGURES_SHOWN = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "eer": "equal error rate",
-    "nll": "cross-entropy (NLL)",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-    "ece_scaled": "ECE after temperature",
-    "recall_1_at_far_1pct": "fakes found at 1 % false alarms",
-}
-LOWER_IS_BETTER = ("eer", "nll", "brier", "ece", "ece_scaled")
 _MANY_FACES = 5000  # from here on a fourth decimal says something
 
 
@@ -56,18 +43,19 @@ def tested_content(
     figures["standing"] = standing_figure(shown, variants, analysis["published"]["cells"])
     if analysis["comparisons"]:
         figures["differences"] = differences_figure(analysis["comparisons"], variants)
+    further = int(analysis["faces"] >= _MANY_FACES)
     return {
         **{key: analysis[key] for key in ("comparisons", "faces", "real", "fake", "photos")},
         "headline": headline(analysis["comparisons"]) if analysis["comparisons"] else None,
         "best": best,
         "models": shown,
         "variants": variants,
-        "rows": FIGURES_SHOWN,
-        "lower_is_better": LOWER_IS_BETTER,
+        "rows": {name: metric for name, metric in METRICS.items() if "page" in metric.places},
         "min_reals": MIN_REALS,
         "min_seeds": MIN_SEEDS,
         "too_few": any(c["verdict"] == "too few seeds" for c in analysis["comparisons"]),
-        "decimals": 4 if analysis["faces"] >= _MANY_FACES else 3,
+        "further_decimals": further,
+        "decimals": 3 + further,
         "cells": {(c["model"], c["figure"]): c for c in analysis["published"]["cells"]},
         "slices": _by_kind(analysis.get("slices", ())),  # of an earlier release: none
         "galleries": logged["galleries"] if logged else [],

@@ -22,7 +22,7 @@ from torch import Tensor
 from deepfake.config import TrainConfig
 from deepfake.errors import UserError
 from deepfake.files import write_whole
-from deepfake.metrics import confusion_matrix, measure
+from deepfake.metrics import confusion_matrix, logged_figures
 from deepfake.models import state_dict_sha256
 from deepfake.training import EpochStats, FitResult
 from study.config import StudyConfig
@@ -237,7 +237,7 @@ class SlotRun:
         if result.best is None or result.best_state is None or result.best_logits is None:
             return  # the first epoch diverged
         matrix = confusion_matrix(result.best_logits, labels)
-        figures = measure(result.best_logits, labels).as_dict()
+        figures = logged_figures(result.best_logits, labels)
         metrics = {"best_val_loss": result.best.val_loss, "best_epoch": result.best.epoch}
         if result.best.robust_val_loss is not None:
             metrics["best_robust_val_loss"] = result.best.robust_val_loss

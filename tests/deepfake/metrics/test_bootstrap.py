@@ -3,13 +3,14 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from deepfake.metrics.bootstrap import draw_photos, intervals, mean_losses, percentiles, resample
+from deepfake.metrics.bootstrap import draw_photos, intervals, mean_losses, percentiles
 from deepfake.metrics.calibration import Chosen, choose
-from deepfake.metrics.classification import fake_score, measure, predict
-from deepfake.metrics.scorecard import compute_scorecard
+from deepfake.metrics.classification import fake_score, predict
+from deepfake.metrics.figures import measure, resample
 from tests.deepfake.metrics.test_classification import logits_of, random_faces
 
 CHOSEN = Chosen(temperature=1.7, threshold=0.4)
+NAMES = ("accuracy", "auc")
 
 
 def with_photos(n, seed, levels=None):
@@ -29,29 +30,29 @@ def test_each_resamples_figures_are_those_of_scikit_learn_on_copies_of_its_faces
     # enough reals for the recall at 1 % false alarms, in each resample too
     logits, labels, photos = with_photos(1400, seed=1, levels=levels)
     draws = draw_photos(photos, labels.numpy(), resamples=8, seed=2)
-    found = resample(logits, labels, photos, draws, CHOSEN)
+    found = resample(logits, labels, photos, draws, chosen=CHOSEN)
     for row, drawn in enumerate(draws):
         faces = copies(photos, drawn)
-        whole = compute_scorecard(logits[faces], labels[faces], CHOSEN)
+        whole = measure(logits[faces], labels[faces], chosen=CHOSEN)
         assert {name: values[row] for name, values in found.items()} == pytest.approx(
             whole, abs=1e-9
         )
 
 
-def test_every_photo_drawn_once_gives_the_scorecard():
+def test_every_photo_drawn_once_gives_the_figures():
     logits, labels, photos = with_photos(90, seed=3)
     chosen = choose(logits, labels)
     once = np.ones((1, photos.max() + 1), np.uint16)
-    found = resample(logits, labels, photos, once, chosen)
-    whole = compute_scorecard(logits, labels, chosen)
-    assert whole.pop("recall_1_at_far_1pct") is None  # too few reals: absent from resamples
+    found = resample(logits, labels, photos, once, chosen=chosen)
+    whole = measure(logits, labels, chosen=chosen)
+    assert "recall_1_at_far_1pct" not in whole  # too few reals
     assert {name: values[0] for name, values in found.items()} == pytest.approx(whole, abs=1e-9)
 
 
 def test_a_class_never_predicted_has_precision_0():
     logits = torch.tensor([[0.0, 1.0]] * 4)
     labels, photos = torch.tensor((0, 1, 1, 0)), np.array((0, 0, 1, 1))
-    found = resample(logits, labels, photos, np.array([[1, 1]], np.uint16), CHOSEN)
+    found = resample(logits, labels, photos, np.array([[1, 1]], np.uint16), chosen=CHOSEN)
     assert (found["precision_0"][0], found["f1_0"][0]) == (0, 0)
     assert found["precision_1"][0] == 0.5
 
@@ -83,7 +84,7 @@ def test_intervals_are_those_of_a_plain_loop_that_draws_photos():
         if len(set(labels[faces].tolist())) == 2:
             accuracies.append(accuracy_score(labels[faces], predict(logits[faces])))
             aucs.append(roc_auc_score(labels[faces], fake_score(logits[faces])))
-    ours = intervals(logits, labels, photos)
+    ours = intervals(logits, labels, photos, NAMES)
     assert ours.keys() == {"accuracy", "auc"}
     for name, values in (("accuracy", accuracies), ("auc", aucs)):
         low, high = np.percentile(values, [2.5, 97.5])
@@ -92,9 +93,9 @@ def test_intervals_are_those_of_a_plain_loop_that_draws_photos():
 
 def test_one_model_on_one_split_has_one_interval():
     logits, labels, photos = with_photos(600, seed=5)
-    whole = measure(logits, labels).as_dict()
-    found = resample(logits, labels, photos, draw_photos(photos, labels.numpy()), CHOSEN)
-    for name, interval in intervals(logits, labels, photos).items():
+    whole = measure(logits, labels, chosen=CHOSEN)
+    found = resample(logits, labels, photos, draw_photos(photos, labels.numpy()), chosen=CHOSEN)
+    for name, interval in intervals(logits, labels, photos, NAMES).items():
         assert interval == percentiles(found[name], whole[name])
 
 
@@ -102,8 +103,8 @@ def test_faces_that_are_copies_within_a_photo_widen_the_interval_by_the_root_of_
     # 4 copies of each of 100 faces: 400 faces, but no more than 100 of them know anything
     logits, labels = random_faces(100, seed=5)
     logits, labels = logits.repeat_interleave(4, 0), labels.repeat_interleave(4)
-    by_photo = intervals(logits, labels, np.arange(400) // 4)
-    by_face = intervals(logits, labels, np.arange(400))
+    by_photo = intervals(logits, labels, np.arange(400) // 4, NAMES)
+    by_face = intervals(logits, labels, np.arange(400), NAMES)
     for name in ("accuracy", "auc"):
         photo, face = (found[name].high - found[name].low for found in (by_photo, by_face))
         assert photo / face == pytest.approx(2, abs=0.2)  # sqrt(4)
@@ -114,14 +115,16 @@ def test_the_accuracy_interval_has_the_width_of_the_binomials():
     labels = torch.tensor([0, 1] * 200)
     says = labels.clone()
     says[:80] = 1 - says[:80]
-    interval = intervals(logits_of((2.0 * says - 1).tolist()), labels, np.arange(400))["accuracy"]
+    interval = intervals(logits_of((2.0 * says - 1).tolist()), labels, np.arange(400), NAMES)[
+        "accuracy"
+    ]
     assert interval.high - interval.low == pytest.approx(0.0784, rel=0.1)
     assert interval.low < 0.8 < interval.high
 
 
 def test_a_perfect_model_has_an_interval_of_no_width():
     labels = torch.tensor([0, 1] * 20)
-    found = intervals(logits_of((2.0 * labels - 1).tolist()), labels, np.arange(40))
+    found = intervals(logits_of((2.0 * labels - 1).tolist()), labels, np.arange(40), NAMES)
     assert (found["accuracy"].low, found["auc"].low, found["auc"].high) == (1, 1, 1)
 
 

@@ -3,18 +3,33 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 from deepfake.metrics.calibration import (
+    ECE_BINS,
     Chosen,
-    calibration_error,
+    binned_error,
     choose,
     choose_threshold,
     fit_temperature,
 )
-from deepfake.metrics.classification import cross_entropy, fake_probability, predict
+from deepfake.metrics.classification import (
+    cross_entropy,
+    fake_probability,
+    fake_score,
+    predict,
+)
 from tests.deepfake.metrics.test_classification import logits_of, random_faces
+
+
+def calibration_error(logits, labels, temperature=1.0, bins=ECE_BINS):
+    """In floats; faces of one score are one group."""
+    scores, group = np.unique(fake_score(logits).numpy(), return_inverse=True)
+    mass = np.bincount(group)
+    excess = mass * expit(scores / temperature) - np.bincount(group, labels.numpy())
+    return binned_error(np.cumsum(mass), np.cumsum(excess), bins)
 
 
 def of_probabilities(*probabilities):

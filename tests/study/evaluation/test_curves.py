@@ -15,9 +15,10 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from deepfake.metrics.calibration import calibration_error, fit_temperature, reliability
+from deepfake.metrics.calibration import fit_temperature, reliability
 from study.evaluation.error_analysis import MAX_POINTS, curves, precision_recall, roc
 from study.evaluation.predictions import Finalist, SplitPredictions
+from tests.deepfake.metrics.test_calibration import calibration_error
 
 
 def drawn(n=400, seeds=1, state=0):

@@ -18,15 +18,15 @@ from torch import nn
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
-from deepfake.metrics.bootstrap import auc_of_resamples, draw_photos, resample
-from deepfake.metrics.calibration import Chosen
-from deepfake.metrics.classification import measure
+from deepfake.metrics.bootstrap import draw_photos
+from deepfake.metrics.figures import measure, resample
 from deepfake.training.loop import evaluate
 from deepfake.transforms.corruptions import SUITE
 from study.evaluation.artifacts import corruptions_figure
 from study.evaluation.finalists import Contender
 from study.evaluation.robustness import (
     COLUMNS,
+    FIGURES,
     Row,
     falls_of,
     first_seeds,
@@ -88,7 +88,7 @@ def rows(faces: Faces, network: nn.Module) -> list[Row]:
 def test_the_clean_row_is_first_and_has_the_ordinary_figures(
     faces: Faces, network: nn.Module, rows: list[Row]
 ) -> None:
-    metrics = measure(evaluate(network, faces, CONFIG, CPU), faces.labels).as_dict()
+    metrics = measure(evaluate(network, faces, CONFIG, CPU), faces.labels, FIGURES)
     assert [(row["corruption"], row["level"]) for row in rows] == [
         ("clean", None),
         *((corruption.kind, corruption.value) for corruption in SUITE.values()),
@@ -128,7 +128,7 @@ def test_the_intervals_are_those_of_the_scorecards_bootstrap(
     logits = evaluate(network, faces, CONFIG, CPU)
     photos = faces.table["image_id"].to_numpy()
     draws = draw_photos(photos, faces.labels.numpy())
-    card = resample(logits, faces.labels, photos, draws, Chosen(1.0, 0.5))
+    card = resample(logits, faces.labels, photos, draws, FIGURES)
     for figure in ("nll", "accuracy", "auc"):
         low, high = np.percentile(card[figure], [2.5, 97.5])
         found = rows[0][f"{figure}_low"], rows[0][f"{figure}_high"]
@@ -140,8 +140,8 @@ def test_equal_scores_count_half_in_the_auc_of_a_resample() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     draws = np.array([[1, 1, 1, 1], [2, 1, 0, 0], [0, 2, 1, 1]], np.uint16)
     # all four; the pair of equals; a real at the bottom under all
-    found = auc_of_resamples(logits, labels, np.arange(4), draws)
-    assert found.tolist() == [7 / 8, 1 / 2, 1.0]
+    found = resample(logits, labels, np.arange(4), draws, ["auc"])
+    assert found["auc"].tolist() == [7 / 8, 1 / 2, 1.0]
 
 
 def test_one_training_of_each_model_is_measured_that_of_its_lowest_seed() -> None:

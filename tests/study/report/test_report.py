@@ -4,16 +4,20 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from rich.console import Console
 
 from deepfake.config import Hyperparameters, Variant
 from deepfake.errors import UserError
+from deepfake.metrics.figures import METRICS, Summed
 from scripts.benches.filled import EPOCHS, filled_study
+from study.cli.tables import analysis_table
 from study.config.load import load_config
 from study.config.schema import Space, StudyConfig
 from study.evaluation.analysis import analyse
@@ -25,6 +29,7 @@ from study.slots.records import SlotRecord
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
 from study.templates import number, share
+from tests.deepfake.metrics.test_figures import mcc
 from tests.study.evaluation.test_analysis import table
 from tests.support.runs import Folder
 
@@ -159,13 +164,7 @@ class TestStages:
         slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
         for loss in (0.9, 0.8, 0.7, 0.6):
             finish(slots, loss)
-        found = analyse(table(seeds=3), slots.config.baselines, resamples=50)
-        whole = evaluation(slot=7) | {"analysis": found, "diagnostics": [], "left_out": []}
-        (one,) = whole["finalists"]
-        models = [m for m in found["models"] if m["role"] != "diagnostic"]
-        found["models"] = models
-        whole["finalists"] = [{**one, "model": m["model"], "slot": m["slot"]} for m in models]
-        slots.set_attribute("evaluation", whole)
+        found = evaluated(slots)
         page = written(slots, tmp_path)
         text = without_plotly(page)
         for comparison in found["comparisons"]:
@@ -175,6 +174,27 @@ class TestStages:
         assert "No curves and no pictures: MLflow can&#39;t be reached or has no run" in text
         assert "Not drawn: one trial was the best from first to last" in text
         assert "roc" not in figures_of(page)
+
+    def test_a_metric_from_outside_has_its_interval_its_column_and_its_row(
+        self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        metric = Summed("Matthews' correlation", "MCC", compute=mcc)
+        monkeypatch.setitem(METRICS, "mcc", metric)
+        slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
+        found = evaluated(slots)
+        figures = [model["figures"]["mcc"] for model in found["models"]]
+        assert all(-1 <= f["low"] < f["value"] < f["high"] <= 1 for f in figures)
+        console = Console(file=StringIO(), width=400)
+        console.print(analysis_table(found))
+        printed = console.file.getvalue()
+        text = without_plotly(written(slots, tmp_path))
+        assert "MCC" in printed
+        for figure in figures:
+            value, low, high = (f"{figure[key]:.3f}" for key in ("value", "low", "high"))
+            assert f"{value} ({low}-{high})" in printed
+            assert value in text
+        assert text.count('data-figure="mcc"') == 1
+        assert "Matthews&#39; correlation<small>higher is better" in text
 
     @pytest.mark.slow
     def test_mlflow_out_of_reach(self, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -221,6 +241,18 @@ def evaluation(slot: int) -> dict[str, Any]:
         "opening": {},
         "openings": 1,
     }
+
+
+def evaluated(slots: Slots) -> dict[str, Any]:
+    """The analysis of a drawn table, which the study is given as its evaluation."""
+    found = analyse(table(seeds=3), slots.config.baselines, resamples=50)
+    whole = evaluation(slot=7) | {"analysis": found, "diagnostics": [], "left_out": []}
+    (one,) = whole["finalists"]
+    models = [m for m in found["models"] if m["role"] != "diagnostic"]
+    found["models"] = models
+    whole["finalists"] = [{**one, "model": m["model"], "slot": m["slot"]} for m in models]
+    slots.set_attribute("evaluation", whole)
+    return found
 
 
 class TestPage:
