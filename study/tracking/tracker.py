@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -38,7 +39,6 @@ from study.tracking.client import (
     sqlite_path,
     tables,
 )
-from study.tracking.description import VIEW, runs_view
 from study.tracking.provenance import Dataset, source_tags
 from study.tracking.spool import EPOCH_METRICS, WEIGHTS, Spool
 
@@ -275,10 +275,8 @@ class Tracker:
             location = None  # a server has an artifact store of its own
             if sqlite_path(self.config.tracking.uri) is not None:
                 location = (self.config.tracking.artifacts_dir / name).as_uri()
-            shown = runs_view(self.config.study.objective)
-            view = {f"mlflow.sharedViewState.{VIEW}": json.dumps(shown)}
             try:
-                return self.client.create_experiment(name, location, view)
+                return self.client.create_experiment(name, location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was first
                     raise
@@ -417,7 +415,7 @@ class Shelf:
 
 
 def runs_page(config: StudyConfig) -> str:
-    """The part of the UI's address behind the host that shows the study's runs.
+    """The part of the UI's address behind the host that lists the study's slots, the best first.
 
     Raises TrackingError if the study is not in the store.
     """
@@ -428,5 +426,12 @@ def runs_page(config: StudyConfig) -> str:
             refuse_deleted(experiment, uri)
     if experiment is None:
         raise TrackingError(f"study '{config.name}' has no runs in {uri} yet")
-    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    query = urlencode(
+        {
+            "workflowType": "machine_learning",
+            "searchFilter": "tags.slot != ''",
+            "orderByKey": f"metrics.`best_{config.study.objective}`",
+            "orderByAsc": "true",
+        }
+    )
     return f"#/experiments/{experiment.experiment_id}/runs?{query}"

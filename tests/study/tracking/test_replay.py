@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from mlflow import MlflowClient
@@ -470,6 +471,24 @@ def test_an_experiment_that_was_deleted_is_said(slots: Slots, spool: Spool) -> N
     for looks in (lambda: Shelf.of(slots.config, slots.study_id), lambda: runs_page(slots.config)):
         with pytest.raises(TrackingError, match="was deleted; restore it"):
             looks()
+
+
+def test_the_address_of_the_runs_lists_the_slots_and_the_best_first(
+    slots: Slots, spool: Spool
+) -> None:
+    """MLflow's own search, asked for what the address asks the UI for."""
+    tracker = Replay(slots.config, slots, spool).tracker
+    for slot, loss in enumerate([0.3, 0.1, 0.2]):
+        run = client(slots).create_run(tracker.experiment_id, tags={"slot": str(slot)})
+        client(slots).log_metric(run.info.run_id, "best_val_loss", loss)
+    page, _, query = runs_page(slots.config).partition("?")
+    assert page == f"#/experiments/{tracker.experiment_id}/runs"
+    said = dict(parse_qsl(query, strict_parsing=True))
+    order = f"{said['orderByKey']} {'ASC' if said['orderByAsc'] == 'true' else 'DESC'}"
+    listed = client(slots).search_runs(
+        [tracker.experiment_id], said["searchFilter"], order_by=[order]
+    )
+    assert [run.data.tags["slot"] for run in listed] == ["1", "2", "0"]
 
 
 @pytest.mark.slow
