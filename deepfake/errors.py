@@ -121,7 +121,7 @@ def parse_yaml(text: str) -> Any:
         where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         raise ValueError(f"{where}{problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # the second: a date such as 2024-13-01
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -225,6 +225,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or of_cpu
 
 
+def one_line(error: BaseException, limit: int | None = 300, *, path: bool = True) -> str:
+    """What an error says, in one line of at most limit characters; its type if it says nothing.
+
+    path=False: of the system's errors without the path, for who names it in a better place.
+    """
+    bare = not path and isinstance(error, OSError) and error.strerror
+    return " ".join(f"{bare or error}".split())[:limit] or type(error).__name__
+
+
 def first_sentence(error: BaseException) -> str:
     """The first sentence, in one line: behind it torch tells how its allocator is set."""
-    return " ".join(f"{error}".split()).split(". ")[0][:200] or type(error).__name__
+    return one_line(error, None).split(". ")[0][:200]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deepfake.config import LABELS, Frozen, Hyperparameters, ImageSize, TrainConfig, Variant
 from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, JPEG_QUALITY, normalise
-from deepfake.errors import DataError, UserError
+from deepfake.errors import DataError, UserError, one_line
 from deepfake.files import whole, write_whole
 from deepfake.metrics import fake_probability
 from deepfake.models import build_model, state_dict_sha256
@@ -143,7 +143,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
             refuse_existing(out)  # rename would take the place of an empty one
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; name another folder"
+            f"{out}: cannot be written: {one_line(error, path=False)}; name another folder"
         ) from None
 
 

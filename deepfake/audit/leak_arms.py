@@ -8,7 +8,7 @@ import pandas as pd
 
 from deepfake.config import FAKE, REAL, SEEN, DataConfig
 from deepfake.data import PHOTO, read_split
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.files import write_whole
 
 Arm = Literal["photo", "face"]
@@ -43,7 +43,7 @@ def write_annotations(data: DataConfig) -> None:
             write_whole(folder / f"{source}.json", json.dumps(_document(faces)).encode())
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}; mend that, or set"
+            f"{error.filename or folder}: {one_line(error, path=False)}; mend that, or set"
             " data.work_dir to another place"
         ) from None
 

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from deepfake.data.layouts.openforensics import resolve_photos
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
 
@@ -226,10 +226,8 @@ def cause_of(error: Exception) -> str:
             return "not an image"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return f"over {Image.MAX_IMAGE_PIXELS} pixels"
-        case OSError(strerror=str(reason)):
-            return reason
         case _:
-            return " ".join(f"{error}".split()) or type(error).__name__
+            return one_line(error, path=False)
 
 
 def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) -> bool:

@@ -24,7 +24,7 @@ from deepfake.data.splits import (
     split_faces,
     write_csv,
 )
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.files import sha256_of, write_whole
 from deepfake.parallel import Progress
 
@@ -296,6 +296,6 @@ def _writing(work_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or work_dir}: {error.strerror or error}; mend that, or set"
+            f"{error.filename or work_dir}: {one_line(error, path=False)}; mend that, or set"
             " data.work_dir to another place, then run the same command again: it continues"
         ) from None

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepfake.config import Split
 from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.files import sha256_of, whole, write_whole
 from deepfake.parallel import Progress, available_cores
 
@@ -52,7 +52,7 @@ def ensure_store(
                 _build(path, side, crops_sha256, processes or available_cores(), progress)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; mend that, or set"
+            f"{path}: cannot be written: {one_line(error, path=False)}; mend that, or set"
             " data.work_dir to another disk"
         ) from None
     return path

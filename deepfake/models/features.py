@@ -24,7 +24,7 @@ from deepfake.data import (
     stored_rows,
     writing,
 )
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES
 from deepfake.models.pretrained import state_dict_sha256
 from deepfake.parallel import Progress
@@ -164,7 +164,7 @@ def _ensure(
             _embed(embedding, backbone, device, tick, progress)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; make room, or set"
+            f"{path}: cannot be written: {one_line(error, path=False)}; make room, or set"
             " data.work_dir to another disk"
         ) from None
 

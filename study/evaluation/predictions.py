@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepfake.config import FAKE, LABELS, REAL
 from deepfake.data import PHOTO
-from deepfake.errors import UserError
+from deepfake.errors import UserError, one_line
 
 Role = Literal["baseline", "candidate", "diagnostic"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -122,10 +122,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except PredictionsError:
         raise
     except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise PredictionsError(f"{path}: can't be read: {reason}") from None
+        raise PredictionsError(f"{path}: can't be read: {one_line(error, path=False)}") from None
     except ValueError as error:  # not text, empty, or ragged
-        raise PredictionsError(f"{path}: no CSV: {' '.join(str(error).split())}") from None
+        raise PredictionsError(f"{path}: no CSV: {one_line(error)}") from None
     if predictions.empty:
         raise PredictionsError(f"{path}: has no row; {_AGAIN}")
     predictions = predictions[list(COLUMNS)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake.errors import UserError
+from deepfake.errors import UserError, one_line
 from study.launchers.base import (
     MAX_RESTARTS,
     POLL_S,
@@ -181,8 +181,8 @@ def _join(address: str | None, cpus: int) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = address or "a new one on this machine"
-        reason = " ".join(str(error).split())[:300]
-        raise RayAway(f"--ray-address: no Ray cluster at {where}: {reason}") from None
+        said = one_line(error)
+        raise RayAway(f"--ray-address: no Ray cluster at {where}: {said}") from None
 
 
 def _knock(host: str, port: int) -> None:
@@ -190,7 +190,7 @@ def _knock(host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), timeout=KNOCK_S).close()
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = one_line(error, path=False)
         raise RayAway(f"--ray-address {host}:{port}: no Ray cluster there: {reason}") from None
 
 

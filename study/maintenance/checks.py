@@ -30,7 +30,7 @@ from deepfake.data import (
     read_splits_csv,
     store_path,
 )
-from deepfake.errors import DataError
+from deepfake.errors import DataError, one_line
 from deepfake.files import free_bytes, sha256_of, size_text
 from deepfake.parallel import Progress, available_cores
 from study.config import StudyConfig
@@ -61,8 +61,7 @@ def checked(area: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
         found.extend(check())
     except Exception as error:
         log.debug("the check of %s ended early", area, exc_info=True)
-        said = " ".join(str(error).split())[:500] or type(error).__name__
-        found.append(Finding(area, "wrong", said))
+        found.append(Finding(area, "wrong", one_line(error, 500)))
     return found
 
 

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from deepfake.baselines import FIGURES, Baseline
 from deepfake.config import LABELS
 from deepfake.data import Prepared, load_prepared
-from deepfake.errors import UserError
+from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
 from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.report import search_plots as charts
@@ -53,8 +53,7 @@ def write_report(slots: Slots, out: Path) -> Path:
         write_whole(out, page.encode())
         return out
     except (OSError, ValueError) as error:  # ValueError: "." has no name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--out {out}: {reason}; name a file") from None
+        raise UserError(f"--out {out}: {one_line(error, path=False)}; name a file") from None
 
 
 def _content(slots: Slots, now: datetime) -> dict[str, Any]:

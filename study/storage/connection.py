@@ -12,6 +12,8 @@ import sqlalchemy
 from filelock import FileLock
 from sqlalchemy.engine import make_url
 
+from deepfake.errors import one_line
+
 SQLITE_BUSY_S = 60  # a writer waits this long for another's transaction
 _ADVISORY_LOCK = 0x6465_6570  # any constant: one lock for all that create tables or open test
 _WEIGHTS_LOCK = 0x6465_6571  # with a study's id: of each study
@@ -149,7 +151,7 @@ def _make_sqlite_safe(engine: sqlalchemy.Engine, only_reads: Callable[[], bool])
 def reason_of(url: str, error: BaseException) -> str:
     """One line from the driver's error, without the URL's password."""
     cause = getattr(error, "orig", None) or error.__cause__ or error
-    reason = " ".join(str(getattr(cause, "orig", None) or cause).split()) or type(cause).__name__
+    reason = one_line(getattr(cause, "orig", None) or cause, None)  # cut when nothing is secret
     if isinstance(error, ImportError | sqlalchemy.exc.NoSuchModuleError):
         reason = (
             "its driver is missing: pip install 'deepfake-study[postgres]', and write "

@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from deepfake.errors import one_line
 from study.config import SearchConfig, redact
 from study.storage.connection import engine_kwargs, exclusive, has_tables, make_safe, reason_of
 from study.storage.queries import (
@@ -355,9 +356,7 @@ def _opening(url: str, create: bool) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise StorageError(_cannot_open(url, reason_of(url, error))) from None
     except RuntimeError as error:  # Optuna's: the schema is another release's
-        raise StorageError(
-            f"study.storage: {redact(url)}: {' '.join(str(error).split())}"
-        ) from None
+        raise StorageError(f"study.storage: {redact(url)}: {one_line(error)}") from None
 
 
 def _open(search: SearchConfig, patience: Patience) -> Storage:

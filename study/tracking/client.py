@@ -13,6 +13,7 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake.errors import one_line
 from deepfake.files import whole
 from study.config import TrackingError
 
@@ -80,7 +81,7 @@ def reached(uri: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        raise TrackingError(f"tracking.uri: {uri}: {one_line(error)}") from None
+        raise TrackingError(f"tracking.uri: {uri}: {reason_of(error)}") from None
 
 
 def by_hand(uri: str, arguments: str) -> str:
@@ -101,7 +102,8 @@ def logged_run(run: Run) -> LoggedRun:
     return LoggedRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags))
 
 
-def one_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """One line of what MLflow raises."""
     if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
         return "the server does not answer"  # requests', whose words are half a page
-    return " ".join(str(error).split())[:300]
+    return one_line(error)

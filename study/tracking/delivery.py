@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from deepfake.errors import UserError
+from deepfake.errors import UserError, one_line
 from study.config import StudyConfig, TrackingError
 from study.slots import SlotRecord, Slots, join
 from study.tracking.client import LoggedRun, sqlite_path
@@ -388,8 +388,8 @@ def check_tracking(config: StudyConfig) -> str | None:
             probe.execute("BEGIN IMMEDIATE")
     except (OSError, sqlite3.Error) as error:
         if "locked" not in str(error):  # another writes it: it can be written
-            reason = error.strerror if isinstance(error, OSError) else error
             raise TrackingError(
-                f"tracking.uri: {uri}: {reason}; name another file, or a server's http://host:port"
+                f"tracking.uri: {uri}: {one_line(error, path=False)}; name another file, or a "
+                "server's http://host:port"
             ) from None
     return None

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deepfake.config import TrainConfig
-from deepfake.errors import UserError
+from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
 from deepfake.metrics import confusion_matrix, logged_figures
 from deepfake.models import state_dict_sha256
@@ -330,6 +330,6 @@ def _kept(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SpoolError(
-            f"{path}: {error.strerror or error}; what a run leaves can't be kept for MLflow: make "
-            "room there, or name another study.checkpoints_dir"
+            f"{path}: {one_line(error, path=False)}; what a run leaves can't be kept for MLflow: "
+            "make room there, or name another study.checkpoints_dir"
         ) from None

@@ -32,8 +32,8 @@ from study.tracking.client import (
     LoggedRun,
     has_tables,
     logged_run,
-    one_line,
     reached,
+    reason_of,
     refuse_deleted,
     search_runs,
     sqlite_path,
@@ -201,13 +201,13 @@ class Tracker:
                         "evaluate --seeds N trains it again, or name another slot"
                     ) from None
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} can't be read ({one_line(error)}); {_PUT_BACK}"
+                    f"run {run_id}: {WEIGHTS} can't be read ({reason_of(error)}); {_PUT_BACK}"
                 ) from None
             try:
                 return load_file(path)
             except SafetensorError as error:
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} is damaged ({one_line(error)}); {_PUT_BACK}"
+                    f"run {run_id}: {WEIGHTS} is damaged ({reason_of(error)}); {_PUT_BACK}"
                 ) from None
 
     def tags(self, run_id: str) -> dict[str, str]:
@@ -258,7 +258,7 @@ class Tracker:
                 path = self.client.download_artifacts(self.parent_id, name, folder)
             except AWAY as error:
                 raise TrackingError(
-                    f"run {self.parent_id}: {name} can't be read ({one_line(error)})"
+                    f"run {self.parent_id}: {name} can't be read ({reason_of(error)})"
                 ) from None
             return Path(path).read_text(encoding="utf-8")
 
@@ -349,7 +349,7 @@ def _unless_refused(run_id: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in REFUSED:
             raise
-        log.warning("run %s: refused by MLflow: %s", run_id, one_line(error))
+        log.warning("run %s: refused by MLflow: %s", run_id, reason_of(error))
 
 
 @contextmanager
@@ -357,7 +357,7 @@ def _witness(run_id: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        log.warning("run %s: not logged: %s", run_id, one_line(error))
+        log.warning("run %s: not logged: %s", run_id, reason_of(error))
 
 
 class Shelf:

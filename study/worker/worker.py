@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from deepfake.data import NotPrepared, Prepared, load_prepared
-from deepfake.errors import UserError, first_sentence, out_of_memory
+from deepfake.errors import UserError, first_sentence, one_line, out_of_memory
 from deepfake.training import check_writable
 from study.config import StudyConfig, has_reruns_alone, is_final
 from study.signals import Stopped, StopSignal, exit_within
@@ -165,7 +165,7 @@ def _settled(attempt: Attempt, device: torch.device) -> Iterator[None]:
             log.info("slot %d is free again: this worker was told to stop", slot.number)
         raise
     except (UserError, OSError) as error:  # this machine can't go on; another may
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         slots.free(slot, reason)
         raise UserError(f"slot {slot.number} is left to other workers: {reason}") from error
     except Exception as error:  # whatever a trial raises costs its slot an attempt, not the study
@@ -177,7 +177,7 @@ def _settled(attempt: Attempt, device: torch.device) -> Iterator[None]:
 
 def _reason(error: Exception, config: StudyConfig, device: torch.device) -> str:
     if not out_of_memory(error):
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"{type(error).__name__}: {one_line(error)}"
     batch = config.train.batch_size
     return (
         f"out of memory on {device} ({first_sentence(error)}) with train.batch_size {batch}: "
