@@ -19,7 +19,14 @@ from study.search import new_sampler
 from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.slots.lease import Silence, Slot, lost, lost_if_finished
 from study.slots.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
-from study.storage import LONGEST_WAIT_S, Storage, exclusive, weights_lock
+from study.storage import (
+    LONGEST_WAIT_S,
+    Storage,
+    exclusive,
+    forget_history,
+    trial_id,
+    weights_lock,
+)
 
 _BUDGET = "n_trials"  # a study attribute: slots, where a user made more than the YAML says
 LOOK_S = 0.5  # between two looks at silent workers
@@ -117,23 +124,21 @@ class Slots:
 
     def claim(self, worker: str) -> Slot | None:
         """The first waiting slot, now this worker's, or None if none waits."""
-        trial_id = self._storage.claim(self._study_id, worker, uuid.uuid4().hex)
-        if trial_id is None:
+        claimed = self._storage.claim(self._study_id, worker, uuid.uuid4().hex)
+        if claimed is None:
             return None
         self.study.get_trials(deepcopy=False)  # Optuna must have seen it to take its parameters
-        # only ask() and tell() forget the history that TPE reads: without this, each worker would
-        # draw at random for ever, from the trials of its first claim
-        self.study._thread_local.cached_all_trials = None
-        attrs = self._storage.get_trial(trial_id).user_attrs
+        forget_history(self.study)  # or TPE would know the trials of the first claim alone
+        attrs = self._storage.get_trial(claimed).user_attrs
         number, attempt = attrs["slot"], attrs["attempt"]
         search = self.config.study
         self.study.sampler = new_sampler(search.seed, number, attempt, search.sampler)
-        trial = Trial(self.study, trial_id)
+        trial = Trial(self.study, claimed)
         return Slot(number, attempt, attrs["baseline"], trial, rerun_of(attrs))
 
     def beat(self, slot: Slot) -> None:
         """Prolong the lease of a claimed slot. Raises SlotLost if it is another's by now."""
-        if not self._storage.beat(slot.trial._trial_id):
+        if not self._storage.beat(trial_id(slot.trial)):
             raise lost(slot)
 
     def report(
@@ -152,7 +157,7 @@ class Slots:
 
     def losses(self, slot: Slot) -> dict[int, float]:
         """What was reported for the slot so far, by epoch."""
-        return self._storage.get_trial(slot.trial._trial_id).intermediate_values
+        return self._storage.get_trial(trial_id(slot.trial)).intermediate_values
 
     def complete(self, slot: Slot, val_loss: float) -> None:
         self._tell(slot, TrialState.COMPLETE, [val_loss])
@@ -184,9 +189,9 @@ class Slots:
 
         Takes back the slots of workers whose lease ran out, by the database's clock.
         """
-        stale = self._storage._get_stale_trial_ids(self._study_id)
-        for trial_id in self._silence.confirmed(stale, self._storage.patience.outages):
-            self._storage.give_up(trial_id, if_silent=True)
+        stale = self._storage.stale_trials(self._study_id)
+        for silent in self._silence.confirmed(stale, self._storage.patience.outages):
+            self._storage.give_up(silent, if_silent=True)
         slots, attributes = self._by_slot(), self.attributes()
         # waiting trials are read anew each time, 0.1 s for 1,000: twice only if need be
         if self._fill(slots, attributes):
@@ -195,9 +200,8 @@ class Slots:
 
     def stale(self) -> list[SlotRecord]:
         """Running slots whose lease is over, by the database's clock."""
-        ids = set(self._storage._get_stale_trial_ids(self._study_id))
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        numbers = {t.user_attrs.get("slot") for t in running if t._trial_id in ids}
+        stale = self._storage.stale_trials(self._study_id)
+        numbers = {self._storage.get_trial(n).user_attrs.get("slot") for n in stale}
         return [record for record in self.records() if record.number in numbers]
 
     def free_stale(self) -> list[SlotRecord]:
@@ -219,8 +223,8 @@ class Slots:
             if trial.user_attrs.get("worker") == worker:
                 if reason is not None:
                     with suppress(UpdateFinishedTrialError):
-                        self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-                self._storage.give_up(trial._trial_id, if_silent=False)
+                        self._storage.set_trial_user_attr(trial_id(trial), "reason", reason)
+                self._storage.give_up(trial_id(trial), if_silent=False)
         self.repair()
 
     # the budget
@@ -300,4 +304,4 @@ class Slots:
 
     def _tell(self, slot: Slot, state: TrialState, values: list[float] | None = None) -> None:
         with lost_if_finished(slot):
-            self._storage.set_trial_state_values(slot.trial._trial_id, state, values)
+            self._storage.set_trial_state_values(trial_id(slot.trial), state, values)

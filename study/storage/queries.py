@@ -1,7 +1,7 @@
 """The statements on an Optuna database that must stay cheap with thousands of trials.
 
-For study/storage.py alone, which has the sessions. Optuna's own reading makes an object of each
-row, parses each distribution twice, and reads what waits anew each time.
+For rdb.py alone, which has the sessions. Optuna's own reading makes an object of each row,
+parses each distribution twice, and reads what waits anew each time.
 """
 
 import functools
@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Integer, cast, func, insert, select
 from sqlalchemy.orm import Session, aliased
+
+from study.storage.private import models
 
 AT_ONCE = 500  # trials: SQLite takes a limited number of values in one statement
 

@@ -16,8 +16,6 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +24,7 @@ from sqlalchemy.orm import Session
 from deepfake.errors import one_line
 from study.config import SearchConfig, redact
 from study.storage.connection import engine_kwargs, exclusive, has_tables, make_safe, reason_of
+from study.storage.private import models, transaction
 from study.storage.queries import (
     AT_ONCE,
     add_waiting,
@@ -86,7 +85,7 @@ class Storage(RDBStorage):
         tries = itertools.count()
 
         def write() -> int | None:
-            with _create_scoped_session(self.scoped_session) as session:
+            with transaction(self) as session:
                 if next(tries) and (mine := claimed_with(session, study_id, token)):
                     return int(mine.trial_id)
                 trial = first_waiting(session, study_id)
@@ -95,10 +94,10 @@ class Storage(RDBStorage):
                 trial_id = int(trial.trial_id)
                 trial.state = TrialState.RUNNING
                 trial.datetime_start = datetime.now()
+                attribute = models.TrialUserAttributeModel
                 for key, value in (("worker", worker), ("claim", token)):
-                    self._set_trial_attr_without_commit(
-                        session, models.TrialUserAttributeModel, trial_id, key, value
-                    )
+                    said = json.dumps(value)
+                    session.add(attribute(trial_id=trial_id, key=key, value_json=said))
                 _beat(session, trial_id)
             return trial_id
 
@@ -108,7 +107,7 @@ class Storage(RDBStorage):
         """Prolong the lease by the database's clock; False if the trial is over."""
 
         def write() -> bool:
-            with _create_scoped_session(self.scoped_session) as session:
+            with transaction(self) as session:
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
                 if trial.state != TrialState.RUNNING:
                     return False
@@ -121,19 +120,31 @@ class Storage(RDBStorage):
         """End a running trial for its worker; if_silent: unless it has beaten by now."""
 
         def write() -> None:
-            with _create_scoped_session(self.scoped_session) as session:
+            with transaction(self) as session:
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
                 beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
                 if trial.state != TrialState.RUNNING:
                     return
-                if if_silent and beat is not None:
-                    now = session.execute(sqlalchemy.func.now()).scalar_one().replace(tzinfo=None)
-                    if now - beat.heartbeat <= timedelta(seconds=self.lease_s):
-                        return
+                beats = if_silent and beat is not None and not self._is_over(beat, _now(session))
+                if beats:
+                    return
                 trial.state = TrialState.FAIL
                 trial.datetime_complete = datetime.now()
 
         self._outlive(write)
+
+    def stale_trials(self, study_id: int) -> list[int]:
+        """Running trials whose lease is over, by the database's clock."""
+        trial, beat = models.TrialModel, models.TrialHeartbeatModel
+        with transaction(self) as session:
+            running = session.query(beat).join(trial, trial.trial_id == beat.trial_id)
+            running = running.filter(trial.study_id == study_id, trial.state == TrialState.RUNNING)
+            now = _now(session)
+            beats = running.order_by(beat.trial_id)
+            return [int(beat.trial_id) for beat in beats if self._is_over(beat, now)]
+
+    def _is_over(self, beat: models.TrialHeartbeatModel, now: datetime) -> bool:
+        return bool(now - beat.heartbeat > timedelta(seconds=self.lease_s))
 
     def add_slot_trials(
         self, study_id: int, trials: Sequence[FrozenTrial], counted_by: str | None = None
@@ -149,7 +160,7 @@ class Storage(RDBStorage):
     def _add_slot_trials(
         self, study_id: int, trials: Sequence[FrozenTrial], counted_by: str | None
     ) -> None:
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             slots = [trial.user_attrs["slot"] for trial in trials]
             there = attempts_of(session, study_id, slots)
@@ -173,7 +184,7 @@ class Storage(RDBStorage):
         tries = itertools.count()
 
         def write() -> int:
-            with _create_scoped_session(self.scoped_session) as session:
+            with transaction(self) as session:
                 models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
                 mine = slot_with(session, study_id, "token", token) if next(tries) else None
                 if mine is not None:
@@ -188,13 +199,13 @@ class Storage(RDBStorage):
 
     def study_attr(self, study_id: int, key: str) -> Any:
         """One attribute of the study, without the run of every slot; None if it has none."""
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self) as session:
             study = models.StudyModel.find_or_raise_by_id(study_id, session)
             known = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
             return None if known is None else json.loads(str(known.value_json))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
             return study_attributes(session, study_id)
 
@@ -206,7 +217,7 @@ class Storage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """As Optuna's, but without included trials that wait: they are as they were."""
-        with _create_scoped_session(self.scoped_session) as session:
+        with transaction(self) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
             found = changed_trials(session, study_id, included_trial_ids, trial_id_greater_than)
         return [trial for trial in found if states is None or trial.state in states]
@@ -215,7 +226,7 @@ class Storage(RDBStorage):
         """The study's attribute: value if it had none, else what it has."""
 
         def write() -> Any:
-            with _create_scoped_session(self.scoped_session) as session:
+            with transaction(self) as session:
                 model = models.StudyUserAttributeModel
                 study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
                 known = model.find_by_study_and_key(study, key, session)
@@ -253,6 +264,12 @@ class Storage(RDBStorage):
             ) from None
 
 
+def _now(session: Session) -> datetime:
+    """By the database's clock, as heartbeats are written."""
+    now: datetime = session.execute(sqlalchemy.func.now()).scalar_one()
+    return now.replace(tzinfo=None)  # PostgreSQL's has one
+
+
 def _beat(session: Session, trial_id: int) -> None:
     beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
     if beat is None:
@@ -286,8 +303,7 @@ _READS = (
     "get_trial",
     "get_trial_id_from_study_id_trial_number",
     "_get_trials",
-    "_get_best_trial_id",
-    "_get_stale_trial_ids",
+    "stale_trials",
 )
 # They may be repeated: they leave the same. create_new_study, too: Optuna loads a study that is
 # there. Not create_new_trial: slots are added by add_slot_trials.

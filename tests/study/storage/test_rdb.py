@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from study.config.schema import SearchConfig, StudyConfig, redact
-from study.storage import Storage, open_storage, queries as own_trials, rdb as own_storage
+from study.storage import Storage, open_storage, queries as own_trials
 from study.storage.connection import exclusive
 from study.storage.retry import StorageError
 from tests.support.postgres import PASSWORD, Postgres
@@ -178,7 +178,6 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         left = n
 
     monkeypatch.setattr(optuna_rdb, "_create_scoped_session", losing)
-    monkeypatch.setattr(own_storage, "_create_scoped_session", losing)
     return lose
 
 
