@@ -129,7 +129,7 @@ FLAGGED_ABOVE = 0.55  # the interval's lower end
 class Verdict:
     """How well a probe tells fake from real on val."""
 
-    probe: str  # of traits.TRAITS
+    probe: str  # of TRAITS
     auc: float
     interval: tuple[float, float]  # 95 %, bootstrap over photos
     flagged: bool

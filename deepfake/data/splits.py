@@ -30,7 +30,7 @@ class SplitClosed(PermissionError):
 
 @dataclass(frozen=True)
 class Opening:
-    """Leave to read the test sets; only study/final.py makes one, for a frozen list."""
+    """Leave to read the test sets; only study/evaluation makes one, for a frozen list."""
 
     finalists: tuple[str, ...]
     sha256: str  # of the list
@@ -187,7 +187,7 @@ def read_places(work_dir: Path) -> pd.DataFrame:
 def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> pd.DataFrame:
     """The rows of faces.csv in a split, sorted by cutted_name. A test set takes an Opening."""
     if split not in SEEN and opening is None:
-        raise SplitClosed(f"split {split!r} is read by study/final.py alone, for its finalists")
+        raise SplitClosed(f"split {split!r} is read by study/evaluation alone, for its finalists")
     splits = read_splits_csv(work_dir)
     chosen = splits.loc[splits["split"] == split, ["cutted_name"]]
     rows = chosen.merge(read_faces_csv(work_dir), on="cutted_name", validate="one_to_one")

@@ -20,7 +20,7 @@ _COLUMNS = 6  # of a gallery
 
 
 def corruptions_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy and AUC by level, a line a model, a column a kind; rows: of study.robustness."""
+    """Accuracy and AUC by level, a line a model, a column a kind; rows: of robustness.py."""
     if not rows:
         return _saying("Not measured for the finalists that test was opened for last.")
     of_kind = kinds(rows)
@@ -49,7 +49,7 @@ def _saying(text: str) -> Figure:
 
 
 def curve_figures(models: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """By file name: ROC, precision-recall and reliability of models as study.curves has them."""
+    """By file name: ROC, precision-recall and reliability of models, of error_analysis.py."""
     names = ("roc.png", "precision_recall.png", "reliability.png")
     sizes = ((5.5, 5), (5.5, 5), (10, 5))
     figures = {

@@ -141,10 +141,10 @@ class Evaluation:
     opening: dict[str, Any] | None
     openings: int  # different lists the test split was opened for, so far
     left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
-    analysis: dict[str, Any] | None = None  # of the predictions: see study.analysis
+    analysis: dict[str, Any] | None = None  # of the predictions: see analysis.py
     test_sets: dict[str, Any] = field(default_factory=dict)  # the same of further ones, by name
     predictions_sha256: str | None = None
-    corruptions: list[Row] | None = None  # of study.robustness; None: not measured
+    corruptions: list[Row] | None = None  # of robustness.py; None: not measured
 
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Evaluator:
         slots.refuse_other(study_fingerprint(self.config, self.inputs))
         splits = self.inputs.prepared.summary.splits
         self.further = tuple(split for split in splits if split not in SPLITS)  # test sets
-        self.predictions = pd.DataFrame()  # of the last evaluate: see study.predictions
+        self.predictions = pd.DataFrame()  # of the last evaluate: see predictions.py
         self._rows: list[pd.DataFrame] = []  # of the predictions
         self._falls: list[Row] = []  # under corruptions
         self._steps = Steps(quiet, "", 0)  # batches of the stage under way

@@ -25,7 +25,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 def data_sheet(data: DataConfig, prepared: Prepared) -> tuple[dict[str, Any], go.Figure | None]:
     """For the page; and the sizes of the faces as a figure.
 
-    Of train and val alone: rows of a test set are for study/final.py.
+    Of train and val alone: rows of a test set are for study/evaluation.
     """
     tables = {split: read_split(prepared.work_dir, split) for split in SEEN}
     rng = np.random.default_rng(int(prepared.splits_sha256[:16], 16))

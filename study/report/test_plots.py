@@ -28,7 +28,7 @@ Model = Mapping[str, Any]
 def curve_figures(
     models: Sequence[Model], variants: Mapping[str, Variant]
 ) -> dict[str, go.Figure]:
-    """Of models as study.curves has them, by the figure's id; a candidate is solid.
+    """Of models as study/evaluation has them, by the figure's id; a candidate is solid.
 
     variants: by model.
     """
@@ -65,7 +65,7 @@ def standing_figure(
 ) -> go.Figure:
     """Test accuracy of each model with its interval, the first on top; what the report printed.
 
-    models, cells: as study.analysis has them.
+    models, cells: as study/evaluation has them.
     """
     figure = go.Figure(layout=figure_layout("test accuracy", "", height=72 + 34 * len(models)))
     for model in models:
@@ -88,7 +88,7 @@ def differences_figure(
 ) -> go.Figure:
     """The best's test loss minus each baseline's: left of 0 it is better.
 
-    comparisons: as study.analysis has them; without enough seeds there is no interval.
+    comparisons: as study/evaluation has them; without enough seeds there is no interval.
     """
     height = 72 + 34 * len(comparisons)
     figure = go.Figure(layout=figure_layout("difference in test loss", "", height=height))
@@ -138,7 +138,7 @@ def incumbents_figure(
 ) -> go.Figure | None:
     """Validation (dotted) against test loss of the search's incumbents; None of fewer than two.
 
-    diagnostics: models as study.analysis has them.
+    diagnostics: models as study/evaluation has them.
     """
     if len(diagnostics) < 2:
         return None
@@ -174,7 +174,7 @@ def incumbents_figure(
 
 
 def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure]:
-    """Accuracy by level, a line a model, for each kind of corruption; rows: of study.robustness.
+    """Accuracy by level, a line a model, for each kind of corruption; rows: of study/evaluation.
 
     All have one scale.
     """

@@ -1,4 +1,4 @@
-"""The budget as slots: claimed by one worker at a time, finished exactly once; see joining.py."""
+"""The budget as slots: claimed by one worker at a time, finished exactly once."""
 
 import functools
 import time

@@ -83,7 +83,9 @@ def test_a_split_may_have_several_jsons(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["test", "test-challenge"])
 def test_no_test_set_is_read_without_an_opening(data: DataConfig, split: str) -> None:
     for read in (read_split, lambda folder, name: Faces.load(folder, name, 32)):
-        with pytest.raises(SplitClosed, match=f"split '{split}' is read by study/final.py alone"):
+        with pytest.raises(
+            SplitClosed, match=f"split '{split}' is read by study/evaluation alone"
+        ):
             read(data.work_dir, split)
 
 

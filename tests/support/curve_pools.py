@@ -28,7 +28,7 @@ class Curve:
         return min(self.losses)
 
     def early_stopped(self, patience: int) -> "Curve":
-        """As deepfake.fit ends it: behind patience epochs in a row that are not the best."""
+        """As fit ends it: behind patience epochs in a row that are not the best."""
         best_epoch = 0
         for epoch, loss in enumerate(self.losses):
             if loss < self.losses[best_epoch]:

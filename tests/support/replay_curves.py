@@ -97,7 +97,7 @@ class RandomSearch:
 
 
 class StudySearch:
-    """study.space's sampler, the plateau rule and study.pruner, on an Optuna study in memory.
+    """study/search's sampler and pruner, the plateau rule, on an Optuna study in memory.
 
     A curve left of the suggested variant (of any, if none is left) stands for what is suggested.
     The study's baselines are left out: what they know of a good trial is the report's merit.

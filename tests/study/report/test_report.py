@@ -225,7 +225,7 @@ class TestStages:
 
 
 def evaluation(slot: int) -> dict[str, Any]:
-    """What study/final.py leaves, of one slot."""
+    """What evaluate leaves, of one slot."""
     figures = {
         "faces": 27,
         "metrics": {"accuracy": 0.5, "auc": 0.5},

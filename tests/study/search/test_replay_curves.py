@@ -80,7 +80,7 @@ def test_every_epoch_counts_if_the_best_is_given_up():
 
 
 def test_a_trial_that_is_given_up_at_its_last_epoch_is_complete():
-    pool = [curve(0.7, 0.5)]  # as deepfake.fit asks: the end comes before on_epoch's answer
+    pool = [curve(0.7, 0.5)]  # as fit asks: the end comes before on_epoch's answer
     assert replay(pool, InOrder(pool, give_up={0: 1}), 1) == Replayed(2, False, {0: 2})
 
 
