@@ -10,13 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 def render(template: Path, content: Mapping[str, Any]) -> str:
     """The page; every text in content is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(template.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(template.parent, autoescape=True)
     environment.filters |= {
         "number": number,
         "share": share,
@@ -29,14 +23,18 @@ def render(template: Path, content: Mapping[str, Any]) -> str:
 
 def markdown(template: Path, content: Mapping[str, Any]) -> str:
     """A Markdown text, shown by whatever shows it: nothing is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(template.parent),
+    environment = _environment(template.parent, keep_trailing_newline=True)
+    return environment.get_template(template.name).render(content)
+
+
+def _environment(folder: Path, **more: Any) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
+        **more,
     )
-    return environment.get_template(template.name).render(content)
 
 
 def number(value: float | None) -> str:
