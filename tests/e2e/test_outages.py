@@ -22,7 +22,7 @@ from tests.support.runs import Folder, without_frozen
 
 pytestmark = pytest.mark.slow
 
-AWAY_S = 60
+AWAY_S = 20  # twice the lease, and it has run out
 
 
 def prepared(path: Path, *overrides: str, n_photos: int = 24) -> Folder:
@@ -32,7 +32,7 @@ def prepared(path: Path, *overrides: str, n_photos: int = 24) -> Folder:
     return folder
 
 
-def test_postgres_away_for_a_minute_costs_four_running_trials_nothing(
+def test_postgres_away_for_longer_than_a_lease_costs_four_running_trials_nothing(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     folder = prepared(

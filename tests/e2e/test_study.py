@@ -62,31 +62,6 @@ def curve(folder: Folder, slot: int) -> dict[int, float]:
     return {row.step: row.value for row in rows}
 
 
-def test_a_killed_study_continues_and_gives_the_curves_of_an_undisturbed_one(
-    tmp_path: Path,
-) -> None:
-    undisturbed = Folder(tmp_path / "undisturbed", 24, *LONG)
-    assert undisturbed.run("run").returncode == 0
-
-    short_lease = ("study.heartbeat_s=1", "study.lease_s=2")
-    killed = Folder(tmp_path / "killed", 24, *LONG, *short_lease)
-    assert killed.call("prepare").returncode == 0
-    for slot in range(2):  # a worker dies in each slot, behind its first epochs
-        worker = killed.start("worker", "--device", "cpu")
-        wait_for(lambda n=slot: any(p.parent.name == f"slot_{n:03d}" for p in checkpoints(killed)))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.communicate()
-    last = killed.start("worker", "--device", "cpu")
-    _, errors = last.communicate(timeout=300)
-    assert last.returncode == 0, errors
-
-    for slot in range(3):
-        assert curve(killed, slot) == curve(undisturbed, slot)  # bit for bit
-    _, children = runs_of(killed)
-    assert [run.info.status for run in children] == ["FINISHED"] * 3
-    assert any(run.data.tags["attempt"] != "0" for run in children)
-
-
 def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 24, *LONG)
     run = folder.start("run", "--workers", "2")
