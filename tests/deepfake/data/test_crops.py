@@ -256,6 +256,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_parents_processes_end_with_it(tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(POOL)

@@ -59,6 +59,7 @@ def test_the_same_seed_gives_the_same_bytes(drawn: Path, tmp_path: Path) -> None
     assert contents(draw_sample(tmp_path, PHOTOS, seed=0)) == contents(drawn)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(drawn: Path, tmp_path: Path) -> None:
     assert contents(draw_sample(tmp_path, PHOTOS, seed=0, processes=2)) == contents(drawn)
 

@@ -141,6 +141,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", TRAINED.values(), ids=TRAINED)
 def test_a_mistake_with_a_trained_study_is_one_line(mistake: Mistake, small_study: Folder) -> None:
     check(mistake, small_study)

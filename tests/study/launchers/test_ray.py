@@ -113,6 +113,7 @@ def all_commands() -> str:
     return "\n".join(found)
 
 
+@pytest.mark.slow
 def test_an_address_where_nothing_listens_is_said_at_once() -> None:
     with pytest.raises(RayAway, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster there"):
         start(None, dict, Path(), workers=1, cpus=1, gpus=0, address="127.0.0.1:1")  # type: ignore[arg-type]
