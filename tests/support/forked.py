@@ -13,46 +13,48 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
+from functools import cache
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.support.runs import Folder
 
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["study.cli.app", "study.worker.worker", "study.evaluation.evaluator"]
-)
+REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 300  # a machine may be shared
+_ENVIRONMENT = dict(os.environ)  # as it is before a test changes it for itself
 
 
-def nothing() -> None:
-    pass
+@cache
+def forks() -> ForkServerContext:
+    """Of the one process: for pools and processes that call functions of modules."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(
+        ["study.cli.app", "study.worker.worker", "study.evaluation.evaluator"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for key in os.environ.keys() - _ENVIRONMENT.keys():
+            patch.delenv(key)
+        for key, value in _ENVIRONMENT.items():
+            patch.setenv(key, value)
+        patch.chdir(REPOSITORY)
+        forkserver.ensure_running()
+    return context
 
 
-class Forked:
-    """A command that runs in a folder, with as much of Popen as tests ask for."""
+class Process:
+    """A function's call in a process of its own, with as much of Popen as tests ask for."""
 
-    def __init__(
-        self,
-        folder: "Folder",
-        log: Path | None,
-        name: str,
-        *options: str,
-        before: Callable[[], None] = nothing,
-    ) -> None:
-        """log: receives all that it writes, behind what is there; without it see communicate.
-
-        before: called in the new process first; a function of a module.
-        """
+    def __init__(self, log: Path | None, function: Callable[..., Any], *arguments: Any) -> None:
+        """log: receives all that it writes, behind what is there; without it see communicate."""
         self._said = [log.open("a+b")] if log else [_unnamed(), _unnamed()]
-        self.args = folder.arguments(name, *options)
         streams = [DupFd(file.fileno()) for file in self._said]
-        self._process = _FORKS.Process(
-            target=_become, args=(self.args, str(folder.path), folder.env, streams, before)
-        )
+        self._process = forks().Process(target=_begin, args=(streams, function, *arguments))
         self._process.start()
 
     @property
@@ -94,6 +96,26 @@ class Forked:
         out, errors = map(_read, self._said)
         return out, errors
 
+
+def nothing() -> None:
+    pass
+
+
+class Forked(Process):
+    """A command that runs in a folder."""
+
+    def __init__(
+        self,
+        folder: "Folder",
+        log: Path | None,
+        name: str,
+        *options: str,
+        before: Callable[[], None] = nothing,
+    ) -> None:
+        """before: called in the new process first; a function of a module."""
+        self.args = folder.arguments(name, *options)
+        super().__init__(log, _become, self.args, str(folder.path), folder.env, before)
+
     def completed(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
         out, errors = self.communicate(timeout_s)
         return subprocess.CompletedProcess(self.args, self.wait(), out, errors)
@@ -116,19 +138,19 @@ def _read(file: IO[bytes]) -> str:
     return file.read().decode(errors="replace")
 
 
-def _become(
-    arguments: list[str],
-    cwd: str,
-    env: Mapping[str, str],
-    streams: list[Any],
-    before: Callable[[], None],
-) -> None:
+def _begin(streams: list[Any], function: Callable[..., Any], *arguments: Any) -> None:
     os.setsid()
-    os.chdir(cwd)
-    os.environ.update(env)
     files = [stream.detach() for stream in streams]
     os.dup2(files[0], 1)
     os.dup2(files[-1], 2)
+    function(*arguments)
+
+
+def _become(
+    arguments: list[str], cwd: str, env: Mapping[str, str], before: Callable[[], None]
+) -> None:
+    os.chdir(cwd)
+    os.environ.update(env)
     warnings.simplefilter("ignore")  # as PYTHONWARNINGS says to a fresh interpreter
     before()
     sys.argv = ["deepfake-study", *arguments]

@@ -15,6 +15,7 @@ import yaml
 from study.cli.app import main
 from study.config.load import load_config
 from study.config.schema import StudyConfig
+from tests.support.copies import copy_study
 from tests.support.forked import Forked
 from tests.support.photos import draw_set
 
@@ -53,6 +54,14 @@ class Folder:
             "train.image_size={cnn: 32, mobilenet_v2: 33}",
             *overrides,
         ]
+
+    def copied(self, path: Path) -> "Folder":
+        """Its study at another place, to be changed."""
+        copy_study(self.path, path)
+        other = Folder(path, 0)
+        other.config, other.own_env = self.config, dict(self.own_env)
+        other.overrides = [part.replace(str(self.path), str(path)) for part in self.overrides]
+        return other
 
     def arguments(self, name: str, *options: str) -> list[str]:
         sets = [part for override in self.overrides for part in ("--set", override)]

@@ -1,8 +1,6 @@
 import json
 import resource
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +13,7 @@ from deepfake.data import splits, store
 from deepfake.data.splits import Opening
 from deepfake.data.store import Faces, ensure_store, store_path
 from deepfake.errors import DataError
+from tests.support.forked import Process
 from tests.support.photos import prepared_set
 
 CPU = torch.device("cpu")
@@ -138,20 +137,14 @@ def test_two_threads_build_what_one_builds_and_count_the_faces(made, work_dir):
     assert told == [("store 40 px", 48, 48)]
 
 
-BUILD = """
-import sys
-from pathlib import Path
-from deepfake.data.store import ensure_store
-
-ensure_store(Path(sys.argv[1]), 64, sys.argv[2], 1, lambda *now: print("built", flush=True))
-"""
+def build(work_dir, crops_sha256):
+    ensure_store(work_dir, 64, crops_sha256, 1, lambda *now: print("built", flush=True))
 
 
 @pytest.mark.slow
 def test_of_two_processes_one_builds(made, work_dir):
-    command = [sys.executable, "-c", BUILD, work_dir, made.crops_sha256]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sorted(process.communicate(timeout=300)[0] for process in both) == ["", "built\n"]
+    both = [Process(None, build, work_dir, made.crops_sha256) for _ in range(2)]
+    assert sorted(process.communicate()[0] for process in both) == ["", "built\n"]
     assert [process.returncode for process in both] == [0, 0]
 
 

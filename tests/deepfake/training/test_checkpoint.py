@@ -13,6 +13,7 @@ import torch
 
 from deepfake.errors import UserError
 from deepfake.training.checkpoint import CheckpointError, Checkpoints, check_writable
+from tests.support.forked import Process, wait_until
 
 N = 4096  # weights: 16 KB, most of a file
 
@@ -285,19 +286,13 @@ def test_a_crash_at_any_step_of_saving_leaves_the_new_one_or_the_one_before(
     assert set(seen) == {saved_before - 1, saved_before}  # -1: there was none before
 
 
-SAVE_FOREVER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_checkpoint import epoch_of, save
-from deepfake.training.checkpoint import Checkpoints
-files = Checkpoints(Path(sys.argv[1]), int(sys.argv[3]))
-first = epoch_of(files.load()) + 1
-print(first, flush=True)
-for epoch in range(first, 10**6):
-    save(files, epoch)
-    print(epoch, flush=True)
-"""
+def save_forever(folder, attempt):
+    files = Checkpoints(folder, attempt)
+    first = epoch_of(files.load()) + 1
+    print(first, flush=True)
+    for epoch in range(first, 10**6):
+        save(files, epoch)
+        print(epoch, flush=True)
 
 
 @pytest.mark.slow
@@ -305,18 +300,14 @@ def test_sigkill_in_the_middle_of_saving_leaves_whole_files_and_loses_one_epoch_
     rng = random.Random(0)
     on_disk = -1
     for attempt in range(5):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, folder, Path(__file__).parent, str(attempt)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        first = int(worker.stdout.readline())  # imports are over, saving begins
-        assert first == on_disk + 1
+        worker = Process(None, save_forever, folder, attempt)
+        wait_until(worker.said, "saving begins")
         time.sleep(rng.uniform(0.02, 0.4))
-        worker.send_signal(signal.SIGKILL)
-        said = worker.communicate()[0].split()
+        worker.kill()
+        first, *said = worker.said().split()
+        assert int(first) == on_disk + 1
         assert worker.returncode == -signal.SIGKILL
-        last = int(said[-1]) if said else first - 1
+        last = int(said[-1]) if said else int(first) - 1
         files = Checkpoints(folder, attempt + 1)
         on_disk = epoch_of(files.load())
         assert on_disk in (last, last + 1)

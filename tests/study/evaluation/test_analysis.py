@@ -1,8 +1,6 @@
 """Everything from the table alone: figures, verdicts, the report's cells, the command."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -23,7 +21,7 @@ from study.evaluation.predictions import (
 )
 from study.evaluation.verdict import headline, prior_sentence, sentence
 from tests.support.nulls import draw_faces
-from tests.support.runs import ENV, REPOSITORY
+from tests.support.runs import REPOSITORY, Folder
 
 BASELINES = load_baselines(REPOSITORY / "configs/baselines.yaml")
 MODELS = {
@@ -253,17 +251,10 @@ def test_an_interval_without_0_that_is_no_proof_says_why():
 
 
 def compare(folder, *options):
-    command = [sys.executable, "-m", "study", "compare"]
-    config = REPOSITORY / "configs/sample.yaml"
-    overrides = ["--set", f"baselines={REPOSITORY}/configs/baselines.yaml"]
-    overrides += ["--set", "train.weights=elsewhere.pth"]
-    return subprocess.run(
-        [*command, str(config), *options, *overrides],
-        cwd=folder,
-        env=ENV,
-        capture_output=True,
-        text=True,
-    )
+    overrides = [f"baselines={REPOSITORY}/configs/baselines.yaml", "train.weights=elsewhere.pth"]
+    sets = [part for override in overrides for part in ("--set", override)]
+    config = str(REPOSITORY / "configs/sample.yaml")
+    return Folder(folder, 0).typed("compare", config, *options, *sets)
 
 
 @pytest.mark.slow

@@ -208,24 +208,24 @@ def test_a_registry_that_refuses_costs_a_warning_and_no_result(
     assert "warning: not registered: tracking.uri: " in done.stderr
 
 
-def test_two_evaluates_at_once_register_each_model_once_and_log_none_again(tmp_path: Path) -> None:
-    study = Folder(tmp_path, 24, "name=twice", "train.max_epochs=1", "study.n_trials=4")
-    for command in ("run", "evaluate"):
-        done = study.run(command, *(["--no-corruptions"] if command == "evaluate" else []))
-        assert done.returncode == 0, done.stderr
+def test_two_evaluates_at_once_register_each_model_once_and_log_none_again(
+    small_study: Folder, tmp_path: Path
+) -> None:
+    study = small_study.copied(tmp_path)
     client = MlflowClient(tracking_uri=store_of(study))
-    client.delete_registered_model("twice")  # as if both had been killed before they registered
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    logged = client.search_logged_models([experiment.experiment_id])
+    client.delete_registered_model("small")  # as if both had been killed before they registered
     both = [study.start("evaluate", "--no-corruptions") for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    versions = client.search_model_versions("name = 'twice'")
-    aliases = {client.get_model_version_by_alias("twice", a).version for a in ALIASES}
+    versions = client.search_model_versions("name = 'small'")
+    aliases = {client.get_model_version_by_alias("small", a).version for a in ALIASES}
     assert {version.version for version in versions} == aliases
-    experiment = client.get_experiment_by_name("twice")
-    assert experiment is not None
-    logged = client.search_logged_models([experiment.experiment_id])
-    assert len(logged) == len(versions)
+    again = client.search_logged_models([experiment.experiment_id])
+    assert len(again) == len(logged) >= len(versions)
 
 
 def test_exporting_again_gives_the_same_bytes_and_no_second_version(

@@ -3,12 +3,8 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +22,7 @@ from study.slots.study import create_or_join, join
 from study.storage.connection import has_tables
 from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
+from tests.support.forked import Process, wait_until
 from tests.support.photos import draw_set
 from tests.support.postgres import Postgres
 from tests.support.recorded import train
@@ -36,8 +33,9 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
 
 
 @pytest.fixture
-def slots(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Slots:
+def slots(make_config: MakeConfig, empty_mlflow: Path, empty_study: Path, tmp_path: Path) -> Slots:
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    shutil.copy(empty_study, tmp_path / "study.db")
     overrides = ["study.n_trials=4", "study.heartbeat_s=1", "study.lease_s=2"]
     config = make_config(*overrides, f"data.work_dir={tmp_path}/faces")
     return create_or_join(config, {"train.weights (sha256)": ""})
@@ -97,27 +95,18 @@ def test_an_empty_database_file_stays_empty(make_config: MakeConfig, tmp_path: P
     assert [(tmp_path / name).stat().st_size for name in ("study.db", "mlflow.db")] == [0, 0]
 
 
+def claim_and_hang(config: StudyConfig) -> None:
+    claimed = join(config).claim("host:2")
+    assert claimed is not None
+    print(claimed.number, flush=True)
+    time.sleep(600)
+
+
+@pytest.mark.slow
 def test_the_slot_of_a_killed_worker_is_found_and_freed(slots: Slots) -> None:
-    code = """
-import sys, time
-from study.slots.study import join
-from study.config.schema import StudyConfig
-config = StudyConfig.model_validate_json(sys.stdin.read())
-print(join(config).claim("host:2").number, flush=True)
-time.sleep(600)
-"""
-    said = slots.config.model_dump(mode="json")
-    said["study"]["storage"] = slots.config.study.storage.get_secret_value()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(said))
-    process.stdin.close()
-    assert process.stdout.readline() == "0\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    worker = Process(None, claim_and_hang, slots.config)
+    wait_until(lambda: worker.said() == "0\n", "it has a slot")
+    worker.kill()
     deadline = time.monotonic() + 60
     while not slots.stale():
         assert time.monotonic() < deadline

@@ -1,10 +1,8 @@
 """What gc removes of a study, and all that it must leave."""
 
 import contextlib
-import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,11 +25,12 @@ from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
 from study.tracking.tracker import Shelf, Tracker
 from study.worker.setup import checkpoints_of
+from tests.support.copies import copy_study
+from tests.support.forked import Process, wait_until
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import Postgres
 from tests.support.recorded import train
 from tests.support.runs import Folder
-from tests.support.small_study import make_small_study
 
 MakeConfig = Callable[..., StudyConfig]
 N = 9  # three baselines, then drawn slots
@@ -59,10 +58,35 @@ def finished(config: StudyConfig, losses: dict[int, float] = LOSSES) -> Slots:
 
 
 @pytest.fixture
-def slots(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Slots:
+def config(make_config: MakeConfig, tmp_path: Path) -> StudyConfig:
+    return make_config(f"study.n_trials={N}", f"data.work_dir={tmp_path}/faces")
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Path]:
+    """Where a finished study is, once there is one."""
+    return []
+
+
+@pytest.fixture
+def slots(
+    config: StudyConfig,
+    empty_mlflow: Path,
+    empty_study: Path,
+    tmp_path: Path,
+    made: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Slots:
+    """Of a finished study, this test's own."""
+    if made:
+        copy_study(made[0], tmp_path)
+        return join(config)
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
-    overrides = [f"study.n_trials={N}", f"data.work_dir={tmp_path}/faces"]
-    return finished(make_config(*overrides))
+    shutil.copy(empty_study, tmp_path / "study.db")
+    slots = finished(config)
+    made.append(tmp_path_factory.mktemp("finished"))
+    copy_study(tmp_path, made[0])
+    return slots
 
 
 def with_weights(slots: Slots) -> set[int]:
@@ -199,6 +223,7 @@ def test_what_cannot_be_removed_is_said_and_the_rest_goes(
     assert "weights of slot 7, complete" in [removal.what for removal in found.removals]
 
 
+@pytest.mark.slow
 def test_the_best_are_counted_among_drawn_trials_as_evaluate_chooses_them(
     make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path
 ) -> None:
@@ -210,37 +235,24 @@ def test_the_best_are_counted_among_drawn_trials_as_evaluate_chooses_them(
     assert with_weights(slots) == {0, 1, 2, 4, 5}
 
 
-READING = """
-import sys, time
-from study.config.schema import StudyConfig
-from study.slots.study import join
-config = StudyConfig.model_validate_json(sys.stdin.read())
-with join(config).reading_weights():
-    print("reading", flush=True)
-    time.sleep(600)
-"""
+def read_weights(config: StudyConfig) -> None:
+    with join(config).reading_weights():
+        print("reading", flush=True)
+        time.sleep(600)
 
 
 @contextlib.contextmanager
-def reading(config: StudyConfig) -> Iterator[subprocess.Popen[str]]:
+def reading(config: StudyConfig) -> Iterator[Process]:
     """Another process that reads the study's weights, as evaluate does."""
-    said = config.model_dump(mode="json")
-    said["study"]["storage"] = config.study.storage.get_secret_value()
-    process = subprocess.Popen(
-        [sys.executable, "-c", READING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(said))
-    process.stdin.close()
+    process = Process(None, read_weights, config)
     try:
-        assert process.stdout.readline() == "reading\n"
+        wait_until(lambda: process.said() == "reading\n", "it reads")
         yield process
     finally:
         process.kill()
-        process.wait()
 
 
+@pytest.mark.slow
 def test_while_another_process_reads_weights_nothing_is_removed(slots: Slots) -> None:
     with reading(slots.config) as process:
         with slots.reading_weights():  # which any number may at once
@@ -249,7 +261,6 @@ def test_while_another_process_reads_weights_nothing_is_removed(slots: Slots) ->
             collect(slots.config, 1, dry_run=False)
         assert with_weights(slots) == set(LOSSES)
         process.kill()  # which frees what it held
-        process.wait()
         assert len(collect(slots.config, 1, dry_run=False).removals) == 4
     assert with_weights(slots) == {0, 1, 2, 3, 4, 5}
 
@@ -270,7 +281,6 @@ def test_on_postgresql_weights_that_are_read_are_not_removed(
         ):
             pass
         process.kill()
-        process.wait()
         deadline = time.monotonic() + 60
         while not is_free(slots):  # the server has to see that its client is gone
             assert time.monotonic() < deadline
@@ -294,8 +304,10 @@ def test_a_server_deletes_them_too(make_config: MakeConfig, mlflow_server: Mlflo
 
 
 @pytest.mark.slow
-def test_behind_gc_evaluate_works_and_says_what_is_gone(tmp_path: Path) -> None:
-    study = make_small_study(tmp_path)  # one of its own: the session's keeps its weights
+def test_behind_gc_evaluate_works_and_says_what_is_gone(
+    small_study: Folder, tmp_path: Path
+) -> None:
+    study = small_study.copied(tmp_path)
     records = study.json("gc", "--keep", "best:1", "--dry-run")
     assert records["dry_run"] is True
     removed = study.json("gc", "--keep", "best:1")["removals"]

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from study.slots.study import create_or_join, join
 from study.storage.rdb import Storage
 from tests.e2e.test_study import checkpoints, curve, wait_for
 from tests.support.exact import assert_exact
+from tests.support.forked import forks
 from tests.support.runs import Folder, without_frozen
 
 MakeConfig = Callable[..., StudyConfig]
@@ -113,7 +113,7 @@ def grow_and_enqueue(config: StudyConfig) -> None:
 def test_budgets_grown_at_once_lose_and_double_nothing(make_config: MakeConfig) -> None:
     config = make_config("study.n_trials=4")
     created(config)
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, mp_context=forks()) as pool:
         list(pool.map(grow_and_enqueue, [config] * 4))
     records = created(config).records()
     assert [record.number for record in records] == list(range(4 + 4 * 3 * 2))
@@ -142,7 +142,7 @@ def test_whoever_grows_a_study_and_is_killed_leaves_it_whole(
 ) -> None:
     config = make_config("study.n_trials=4", storage=storage_url)
     created(config)
-    process = get_context("spawn").Process(target=grow_and_die, args=(config, writes))
+    process = forks().Process(target=grow_and_die, args=(config, writes))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL

@@ -1,15 +1,9 @@
 """Slots on SQLite and on PostgreSQL: one suite, real processes."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import optuna
 import pytest
@@ -18,11 +12,12 @@ from optuna.trial import TrialState
 from study.config.fingerprint import StudyMismatch
 from study.config.schema import StudyConfig
 from study.search.space import suggest
-from study.slots.lease import SlotLost
+from study.slots.lease import Lease, SlotLost
 from study.slots.records import LastEpoch, Stage, best_of, summary
 from study.slots.slots import Slots
 from study.slots.study import NoStudy, create_or_join, free_name, join
 from study.storage import rdb as storage
+from tests.support.forked import Process, forks, wait_until
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]
@@ -93,7 +88,7 @@ def test_workers_that_start_together_on_an_empty_database_run_every_slot_once(
     make_config: MakeConfig, storage_url: str
 ) -> None:
     config = make_config("study.n_trials=20", storage=storage_url)
-    with ProcessPoolExecutor(6, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(6, mp_context=forks()) as pool:
         done = [n for numbers in pool.map(run_worker, [config] * 6) for n in numbers]
     assert sorted(done) == list(range(20))
     assert states(join(config)) == ["complete"] * 20
@@ -237,56 +232,28 @@ def test_a_trial_added_from_outside_is_no_slot(make_config: MakeConfig, storage_
     assert len(slots.records()) == 3
 
 
-CLAIM_AND_HANG = """
-import json, sys, time
-from study.config.schema import StudyConfig
-from study.slots.lease import Lease
-from study.slots.study import join
-from tests.study.slots.test_slots import config_from
-slots = join(config_from(sys.argv[1]))
-slot = slots.claim("dying:1")
-with Lease(slots, slot, lambda: None).held():
-    print(slot.number, flush=True)
-    time.sleep(60)
-"""
-
-
-def config_from(text: str) -> StudyConfig:
-    from pathlib import Path
-
-    from study.config.load import load_config
-
-    document = json.loads(text)
-    return load_config(Path(document["path"]), document["overrides"], document["storage"])
+def claim_and_hang(config: StudyConfig) -> None:
+    slots = join(config)
+    slot = slots.claim("dying:1")
+    assert slot is not None
+    with Lease(slots, slot, lambda: None).held():
+        print(slot.number, flush=True)
+        time.sleep(60)
 
 
 @pytest.mark.slow
 def test_the_slot_of_a_killed_worker_comes_back_when_its_lease_runs_out(
-    make_config: MakeConfig, storage_url: str, tmp_path
+    make_config: MakeConfig, storage_url: str
 ) -> None:
-    from tests.conftest import REPOSITORY
-
     short = ["study.n_trials=3", "study.heartbeat_s=1", "study.lease_s=3"]
     config = make_config(*short, storage=storage_url)
     slots = create_or_join(config, FINGERPRINT)
-    spec = {
-        "path": str(REPOSITORY / "configs/sample.yaml"),
-        "overrides": [*short, f"baselines={REPOSITORY}/configs/baselines.yaml"],
-        "storage": storage_url,
-    }
-    worker = subprocess.Popen(
-        [sys.executable, "-c", CLAIM_AND_HANG, json.dumps(spec)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
-    assert worker.stdout is not None
-    assert worker.stdout.readline().strip() == "0"
+    worker = Process(None, claim_and_hang, config)
+    wait_until(lambda: worker.said() == "0\n", "it has a slot")
     time.sleep(4)
     slots.repair()
     assert states(slots)[0] == "running"  # it beats, so it keeps its slot past the lease
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
+    worker.kill()
     deadline = time.monotonic() + 20
     while states(slots)[0] == "running" and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -367,7 +334,7 @@ def test_processes_that_create_a_study_together_agree_on_it(
     make_config: MakeConfig, storage_url: str
 ) -> None:
     config = make_config("study.n_trials=20", storage=storage_url)
-    with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(8, mp_context=forks()) as pool:
         assert len(set(pool.map(join_at_once, [config] * 8))) == 1
     slots = join(config)
     assert [t.user_attrs["slot"] for t in slots.study.get_trials()] == list(range(20))

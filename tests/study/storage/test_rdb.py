@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import optuna
@@ -20,6 +19,7 @@ from study.config.schema import SearchConfig, StudyConfig, redact
 from study.storage import Storage, open_storage, queries as own_trials
 from study.storage.connection import exclusive
 from study.storage.retry import StorageError
+from tests.support.forked import forks
 from tests.support.postgres import PASSWORD, Postgres
 
 MakeConfig = Callable[..., StudyConfig]
@@ -31,10 +31,11 @@ def open_and_count(search: SearchConfig) -> int:
 
 @pytest.mark.slow
 def test_processes_that_open_an_empty_database_together_all_succeed(
-    make_config: MakeConfig, storage_url: str
+    make_config: MakeConfig, storage_url: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "study.db").unlink(missing_ok=True)  # its tables are to be created
     search = make_config(storage=storage_url).study
-    with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(8, mp_context=forks()) as pool:
         assert list(pool.map(open_and_count, [search] * 8)) == [0] * 8
 
 
@@ -80,7 +81,7 @@ def count_up(path: Path, url: str) -> None:
 def test_exclusive_is_held_by_one_process_at_a_time(storage_url: str, tmp_path: Path) -> None:
     path = tmp_path / "count"
     path.write_text("0")
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, mp_context=forks()) as pool:
         list(pool.map(count_up, [path] * 4, [storage_url] * 4))
     assert path.read_text() == "80"
 
@@ -109,6 +110,7 @@ def test_a_database_that_cannot_be_opened_is_one_line_without_the_password(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_not_shown(make_config: MakeConfig, postgres: Postgres) -> None:
     url = postgres.new_database().replace(PASSWORD, "wr0ng-canary")
     with pytest.raises(StorageError, match="password authentication failed") as caught:

@@ -29,8 +29,9 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
 
 
 @pytest.fixture
-def slots(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Slots:
+def slots(make_config: MakeConfig, empty_mlflow: Path, empty_study: Path, tmp_path: Path) -> Slots:
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    shutil.copy(empty_study, tmp_path / "study.db")
     config = make_config("study.n_trials=4", "study.heartbeat_s=1", "study.lease_s=2")
     return create_or_join(config, {})
 
@@ -203,32 +204,6 @@ def undisturbed(make_config: MakeConfig, mlflow_server: MlflowServer) -> dict[st
     found = image(slots)
     assert [len(runs) for runs in found["slots"].values()] == [1, 1, 1]
     return found
-
-
-@pytest.mark.slow
-def test_a_server_dead_from_the_start_leaves_after_sync_what_a_live_one_does(
-    make_config: MakeConfig,
-    mlflow_server: MlflowServer,
-    undisturbed: dict[str, Any],
-    said: pytest.LogCaptureFixture,
-) -> None:
-    slots = served(make_config, mlflow_server)
-    mlflow_server.stop()
-    study(slots, lambda slot, epoch: time.sleep(0.5))
-    assert said.text.count("MLflow away") == 1
-    waiting = spool_of(slots).pending()
-    assert waiting == 3 * 12  # start, config, 3 epochs, metrics, 4 files, weights' tag, end
-    with pytest.raises(TrackingError, match=f"{waiting} entries wait in .*, nothing is lost"):
-        sync(slots.config)
-    assert spool_of(slots).pending() == waiting
-    mlflow_server.start()
-    found = sync(slots.config)
-    assert (found.delivered, found.waiting) == (waiting, 0)
-    assert image(slots) == undisturbed
-    assert not spool_of(slots).folder.exists()
-    again = sync(slots.config)
-    assert (again.delivered, again.waiting, again.reconciled) == (0, 0, 0)
-    assert image(slots) == undisturbed
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """From the spool into real MLflow stores: in order, once, and in the end the true state."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from study.tracking.provenance import Dataset
 from study.tracking.spool import Spool, SpoolError
 from study.tracking.system_metrics import Machine
 from study.tracking.tracker import Shelf, runs_page
+from tests.support.forked import forks
 from tests.support.mlflow_server import store_image
 from tests.support.recorded import LABELS, WEIGHTS, result, start, stats, train
 
@@ -34,7 +34,11 @@ MakeConfig = Callable[..., StudyConfig]
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def slots(
-    request: pytest.FixtureRequest, make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    make_config: MakeConfig,
+    empty_mlflow: Path,
+    empty_study: Path,
+    tmp_path: Path,
 ) -> Slots:
     """A study of four slots, tracked in an empty store of each kind."""
     overrides = ["study.n_trials=4", f"name=replay-{uuid.uuid4().hex[:8]}"]
@@ -42,6 +46,7 @@ def slots(
         overrides.append(f"tracking.uri={request.getfixturevalue('mlflow_server').uri}")
     else:
         shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+        shutil.copy(empty_study, tmp_path / "study.db")
     return create_or_join(make_config(*overrides), {"study.seed": 0})
 
 
@@ -362,9 +367,8 @@ def deliver_all(config: StudyConfig, barrier: Any) -> None:
 def test_processes_that_deliver_at_once_leave_what_one_would(slots: Slots, spool: Spool) -> None:
     for slot in range(3):
         train(spool.run(slot, 0), epochs=20)
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(2, timeout=300)
-    workers = [spawn.Process(target=deliver_all, args=(slots.config, barrier)) for _ in range(2)]
+    barrier = forks().Barrier(2, timeout=300)
+    workers = [forks().Process(target=deliver_all, args=(slots.config, barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from deepfake.config import TrainConfig
 from deepfake.training.loop import FitResult
 from study.tracking.spool import Journal, Spool, SpoolError, run_name
+from tests.support.forked import Process
 from tests.support.recorded import LABELS, WEIGHTS, result, start, stats, train
 
 REPOSITORY = Path(__file__).parents[3]
@@ -120,18 +123,14 @@ def test_an_offset_that_cannot_be_read_means_from_the_start(spool: Spool) -> Non
     assert spool.pending() == 1
 
 
+def train_and_die(folder: Path) -> None:
+    train(Spool(folder).run(0, 0), epochs=2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_what_was_said_before_a_sigkill_is_there(tmp_path: Path) -> None:
-    code = f"""
-import os, signal
-from pathlib import Path
-from study.tracking.spool import Spool
-from tests.support.recorded import train
-train(Spool(Path({str(tmp_path)!r})).run(0, 0), epochs=2)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
-    assert done.returncode == -9
+    assert Process(None, train_and_die, tmp_path).wait() == -signal.SIGKILL
     [journal] = Spool(tmp_path).journals()
     assert kinds(journal)[-1] == "end"
     assert load_file(journal.file("weights/best.safetensors")).keys() == WEIGHTS.keys()

@@ -1,8 +1,6 @@
 """The experiment and the parent run of a study, and what is read from its runs."""
 
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,10 +12,11 @@ from mlflow import MlflowClient
 
 from study.config.schema import StudyConfig, TrackingError
 from study.slots.slots import Slots
-from study.slots.study import create_or_join
+from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import EPOCH_METRICS, Spool
 from study.tracking.tracker import Tracker
+from tests.support.forked import Process
 from tests.support.mlflow_server import MlflowServer, running, store_image
 from tests.support.postgres import Postgres
 from tests.support.recorded import WEIGHTS, start, train
@@ -27,8 +26,9 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def slots(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> Slots:
+def slots(make_config: MakeConfig, empty_mlflow: Path, empty_study: Path, tmp_path: Path) -> Slots:
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    shutil.copy(empty_study, tmp_path / "study.db")
     return create_or_join(make_config("study.n_trials=4"), {"study.seed": 0})
 
 
@@ -119,15 +119,8 @@ def test_a_store_that_cannot_be_opened_is_one_line(make_config: MakeConfig) -> N
     assert "\n" not in str(caught.value)
 
 
-OPENS = """
-import sys
-from pathlib import Path
-from study.config.load import load_config
-from study.slots.study import join
-from study.tracking.tracker import Tracker
-config = load_config(Path(sys.argv[1]), sys.argv[2:])
-print(Tracker(config, join(config)).parent_id)
-"""
+def say_parent(config: StudyConfig) -> None:
+    print(Tracker(config, join(config)).parent_id)
 
 
 @pytest.mark.slow
@@ -145,13 +138,10 @@ def test_processes_that_open_an_empty_store_at_once_make_one_parent(
     ]
     if store == "server":
         overrides.append(f"tracking.uri={request.getfixturevalue('mlflow_server').uri}")
-    create_or_join(make_config(*overrides), {})
-    command = [sys.executable, "-c", OPENS, str(REPOSITORY / "configs/sample.yaml"), *overrides]
-    processes = [
-        subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    said = [process.communicate(timeout=400)[0].split()[-1] for process in processes]
+    config = make_config(*overrides)
+    create_or_join(config, {})
+    processes = [Process(None, say_parent, config) for _ in range(4)]
+    said = [process.communicate()[0].split()[-1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
     assert len(set(said)) == 1
 

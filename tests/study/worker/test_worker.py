@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from study.worker import STALLED, TooManyFailed, work, worker
 from study.worker.inputs import Inputs
 from study.worker.objective import Attempt, Outcome, begin_run, run_trial
 from study.worker.setup import checkpoints_of, pick_device, set_up, study_fingerprint
+from tests.support.forked import forks
 from tests.support.photos import draw_set
 
 MakeConfig = Callable[..., StudyConfig]
@@ -32,9 +32,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def config(make_config: MakeConfig, empty_mlflow: Path, tmp_path: Path) -> StudyConfig:
+def config(
+    make_config: MakeConfig, empty_mlflow: Path, empty_study: Path, tmp_path: Path
+) -> StudyConfig:
     draw_set(tmp_path / "photos", 12)
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    shutil.copy(empty_study, tmp_path / "study.db")
     made = make_config(
         f"data.annotations=[{tmp_path}/photos/Train_poly.json]",
         f"data.photos_dir={tmp_path}/photos",
@@ -204,7 +207,7 @@ def test_a_trial_that_hangs_ends_its_worker_and_costs_its_slot_an_attempt(
     search = config.study.model_copy(update={"heartbeat_s": 1, "lease_s": 3, "stall_s": 2})
     config = config.model_copy(update={"study": search})
     for _ in range(2):  # max_attempts
-        process = get_context("spawn").Process(target=hang, args=(config,))
+        process = forks().Process(target=hang, args=(config,))
         process.start()
         process.join(120)
         assert process.exitcode == STALLED
