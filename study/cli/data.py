@@ -1,7 +1,6 @@
 """The data: drawn, prepared, audited, and what a study of it will cost."""
 
 import os
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +16,8 @@ from study.cli.options import (
     load,
     prepare_study,
     show,
-    shown,
     stderr,
+    study_words,
     warn,
 )
 from study.cli.workers import run_reruns
@@ -114,8 +113,8 @@ def audit(
             found_auc = f"AUC {verdict.auc:.2f} ({low:.2f} to {high:.2f}) on val"
             warn(f"{verdict.probe} alone predicts the label: {found_auc}")
     if leak and baseline is not None:
-        arguments = (str(config), *shown(set_))
-        price = _price_leak(loaded, arguments, baseline, seeds, workers, device)
+        words = study_words(config, set_)
+        price = _price_leak(loaded, words, baseline, seeds, workers, device)
         show(document | {"leak": asdict(price)}, price_table(price), as_json)
     if found.leaks:
         for line in leak_lines(found, data.group_by):
@@ -125,25 +124,26 @@ def audit(
 
 def _price_leak(
     config: "StudyConfig",
-    arguments: tuple[str, ...],
+    words: tuple[str, ...],
     baseline: str,
     seeds: int,
     workers: int | None,
     device: str | None,
 ) -> "Price":
-    """Train both arms of a leak and compare them; the command ends here if it is stopped."""
+    """Train both arms of a leak and compare them; the command ends here if it is stopped.
+
+    words: that name the study to a worker.
+    """
     from study.evaluation import ARMS, begin_arm, price
     from study.launchers import Launcher, Placement
     from study.worker import pick_device
 
     placement = Placement(Launcher.LOCAL, workers, device=device)
     placement.check(config, os.environ)
-    options = ["--leak", "--baseline", baseline, "--seeds", str(seeds), *placement.arguments()]
-    again = shlex.join(["deepfake-study", "audit", *arguments, *options])
     arms = {}
     for arm in ARMS:
         arms[arm] = begin_arm(config, arm, baseline, seeds, prepare_study, warn)
-        run_reruns(arms[arm], placement, ("worker", *arguments, "--leak", arm), again)
+        run_reruns(arms[arm], placement, ("worker", *words, "--leak", arm))
     return price(arms, baseline, seeds, pick_device(device))
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,7 @@ Interval = Annotated[
 ]
 
 
-def load(path: Path, overrides: list[str] | None) -> "StudyConfig":
+def load(path: Path, overrides: Sequence[str] | None) -> "StudyConfig":
     from study.config import load_config
 
     storage = os.environ.get("DEEPFAKE_STUDY_STORAGE")
@@ -66,17 +67,38 @@ def prepare_study(config: "StudyConfig", sides: tuple[int, ...] | None = None) -
         return prepare_data(config.data, sides_px, progress=advance)
 
 
-def shown(set_: list[str] | None) -> list[str]:
-    """The --set options that commands and messages repeat.
+def study_words(config: Path, set_: Sequence[str] | None) -> tuple[str, ...]:
+    """CONFIG and its --set options: what names a study to every command, a worker's too."""
+    overrides = [override for override in set_ or () if not _is_storage(override)]
+    return (str(config), *(word for override in overrides for word in ("--set", override)))
 
-    The storage may hold a password: workers get it from the environment, no message shows it.
+
+def command_line(name: str, *words: str) -> str:
+    """A command to be pasted."""
+    return shlex.join(["deepfake-study", name, *words])
+
+
+def same_command(*but: str, sets: Sequence[str] = ()) -> str:
+    """What was typed, to be typed again: it goes on where this one ends.
+
+    but: options that this command has done, with their values, and sets the --set options in
+    their place. --trials is always done: +N once more would add N more.
     """
-    overrides = [e for e in set_ or [] if e.partition("=")[0].strip() != "study.storage"]
-    return [argument for override in overrides for argument in ("--set", override)]
+    words, kept = iter(sys.argv[1:]), list[str]()
+    for word in words:
+        option, equals, value = word.partition("=")
+        own = [word]
+        if option in ("--set", "--trials", "--sampler") and not equals:
+            value = next(words, "")
+            own.append(value)
+        done = option in ("--trials", *but) or (option == "--set" and _is_storage(value))
+        kept += own * (not done)
+    return command_line(*kept, *(word for override in sets for word in ("--set", override)))
 
 
-def again_line(command: str, config: Path, set_: list[str] | None) -> str:
-    return shlex.join(["deepfake-study", command, str(config), *shown(set_)])
+def _is_storage(override: str) -> bool:
+    """It may hold a password: no message shows it, workers get it from the environment."""
+    return override.partition("=")[0].strip() == "study.storage"
 
 
 def warn(message: str) -> None:

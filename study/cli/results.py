@@ -1,7 +1,6 @@
 """What the search found: proven, compared, written down, kept, used."""
 
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +18,8 @@ from study.cli.options import (
     Set,
     load,
     show,
-    shown,
     stderr,
+    study_words,
     warn,
 )
 from study.cli.workers import run_reruns
@@ -70,11 +69,7 @@ def evaluate(
     if trial is None and seeds is not None:
         local = (Launcher.LOCAL, workers, workers_per_gpu)
         placement = Placement(*local, grace_s=grace, device=device)
-        options = ["--top", str(top), "--seeds", str(seeds), *placement.arguments()]
-        options += [] if corruptions else ["--no-corruptions"]
-        final = _train_finalists(
-            slots, top, seeds, placement, (str(config), *shown(set_)), options
-        )
+        final = _train_finalists(slots, top, seeds, placement, study_words(config, set_))
     with progress_bars(stderr()) as evaluator.progress:
         if trial is not None:
             found = evaluator.evaluate_slot(trial)
@@ -93,16 +88,14 @@ def _train_finalists(
     top: int,
     seeds: int,
     placement: "Placement",
-    arguments: tuple[str, ...],
-    options: list[str],
+    words: tuple[str, ...],
 ) -> "Slots":
-    """Their study, all its slots finished. arguments, options: of the command that continues."""
+    """Their study, all its slots finished. words: that name the study to a worker."""
     from study.evaluation import begin_final
 
     placement.check(slots.config, os.environ)
     final = begin_final(slots, top, seeds)
-    again = shlex.join(["deepfake-study", "evaluate", *arguments, *options])
-    run_reruns(final, placement, ("worker", *arguments, "--final"), again)
+    run_reruns(final, placement, ("worker", *words, "--final"))
     return final
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated
@@ -19,12 +18,13 @@ from study.cli.options import (
     Json,
     Set,
     Timeout,
-    again_line,
+    command_line,
     load,
     prepare_study,
+    same_command,
     show,
-    shown,
     stderr,
+    study_words,
     warn,
 )
 from study.cli.workers import say_how_it_ended, say_what_is_left, worker_environment
@@ -62,17 +62,18 @@ def run(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Create or join the study and run its workers; after Ctrl-C the same command continues."""
+    """Create or join the study and run its workers; after Ctrl-C it says how to go on."""
     from study.cli.live import StudyView
     from study.launchers import Placement, named, run_workers, slurm_dir, submitted
     from study.slots import check_trials, free_name, grow
     from study.worker import begin
 
     loaded = load(config, set_)
+    sets = list(set_ or ())
     if sampler is not None:
         own_name = f"{loaded.name}-{sampler}" if sampler != "tpe" else loaded.name
-        set_ = [*(set_ or []), f"study.sampler={sampler}", f"name={json.dumps(own_name)}"]
-        loaded = load(config, set_)
+        sets += [f"study.sampler={sampler}", _as_name(own_name)]
+        loaded = load(config, sets)
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
     ends = (grace, timeout)
@@ -80,13 +81,13 @@ def run(
     placement.check(loaded, os.environ)
     if trials is not None:
         check_trials(trials, loaded)
-    sets = shown(set_)
+    again = same_command()
     if new:
         name = free_name(loaded)
-        sets += ["--set", f"name={json.dumps(name)}"]
+        sets.append(_as_name(name))
+        again = same_command("--new", "--sampler", sets=sets[len(set_ or ()) :])
         loaded = loaded.model_copy(update={"name": name})
-    again = shlex.join(["deepfake-study", "run", str(config), *placement.arguments(), *sets])
-    deliver = shlex.join(["deepfake-study", "sync", str(config), *sets])
+    words = study_words(config, sets)
     slots = begin(loaded, prepare_study, warn)
     for warning in placement.warnings(loaded, os.environ):
         warn(warning)
@@ -100,18 +101,22 @@ def run(
     ended = run_workers(
         slots,
         placement,
-        ("worker", str(config), *sets),
+        ("worker", *words),
         partial(worker_environment, storage),
         StudyView(stderr(), loaded.train.max_epochs),
     )
     if detach and not ended.finished:
         typer.echo(submitted(slurm_dir(loaded)).job_ids[-1])
-        see = shlex.join(["deepfake-study", "jobs", str(config), *sets])
-        stderr().print(f"submitted; their state: {see}")
+        stderr().print(f"submitted; their state: {command_line('jobs', *words)}")
         raise typer.Exit(DONE)
+    deliver = command_line("sync", *words)
     raise typer.Exit(
         say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, deliver, as_json)
     )
+
+
+def _as_name(name: str) -> str:
+    return f"name={json.dumps(name)}"  # a study may be called 2
 
 
 def jobs(
@@ -178,7 +183,9 @@ def worker(
         records = work(loaded, pick_device(device), stop)
     except StudyStopped as told:
         begun_by = (
-            "the command that began it" if final or leak else again_line("run", config, set_)
+            "the command that began it"
+            if final or leak
+            else command_line("run", *study_words(config, set_))
         )
         stderr().print(f"{told}; go on with: {begun_by}")
         raise typer.Exit(DONE) from None
@@ -212,7 +219,7 @@ def enqueue(
     number = add(slots, given)
     n_trials = len(slots.records())
     document = {"name": loaded.name, "slot": number, "n_trials": n_trials}
-    again = again_line("run", config, set_)
+    again = command_line("run", *study_words(config, set_))
     said = f"slot {number} of study '{loaded.name}', which has {n_trials} slots now; workers that "
     said += f"run take it behind those that wait; without any: {again}"
     show(document | {"params": given.model_dump()}, said, as_json)
@@ -225,9 +232,10 @@ def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
 
     loaded = load(config, set_)
     final, *leaks = of_reruns(loaded)
-    ways = {loaded.name: again_line("run", config, set_)}
-    ways[final.name] = again_line("evaluate", config, set_) + " --seeds N"
-    ways |= {leak.name: again_line("audit", config, set_) + " --leak" for leak in leaks}
+    words = study_words(config, set_)
+    ways = {loaded.name: command_line("run", *words)}
+    ways[final.name] = command_line("evaluate", *words, "--seeds", "N")
+    ways |= {leak.name: command_line("audit", *words, "--leak") for leak in leaks}
     running: dict[str, int] = {}
     missing = []
     for study in (loaded, final, *leaks):
@@ -274,7 +282,9 @@ def status(
         follow(slots, StudyView(stderr(), loaded.train.max_epochs), interval)
     records = slots.records()
     if is_stopped(slots):
-        stderr().print(f"stopped by `stop`; go on with: {again_line('run', config, set_)}")
+        stderr().print(
+            f"stopped by `stop`; go on with: {command_line('run', *study_words(config, set_))}"
+        )
     # a line a slot: with thousands of them, not for nothing
     table = "" if as_json else status_table(loaded.name, records, loaded.train.max_epochs)
     show(summary(loaded.name, records), table, as_json)

@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from study.cli.options import DONE, FAILED_SLOTS, OUR_FAULT, show, stderr
+from study.cli.options import DONE, FAILED_SLOTS, OUR_FAULT, same_command, show, stderr
 
 if TYPE_CHECKING:
     from study.launchers import Ended, Placement
     from study.slots import Slots
 
 
-def run_reruns(
-    slots: "Slots", placement: "Placement", worker: tuple[str, ...], again: str
-) -> None:
-    """Run the slots that are left; the command ends here, saying again, if it is stopped."""
+def run_reruns(slots: "Slots", placement: "Placement", worker: tuple[str, ...]) -> None:
+    """Run the slots that are left; the command ends here, saying it again, if it is stopped."""
     from study.cli.live import StudyView
     from study.launchers import run_workers
 
     name, max_epochs = slots.config.name, slots.config.train.max_epochs
+    again = same_command()
     say_what_is_left(slots, again)
     storage = slots.config.study.storage.get_secret_value()
     environment = partial(worker_environment, storage)

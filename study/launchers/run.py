@@ -20,8 +20,8 @@ from study.tracking import Spool, sync
 log = logging.getLogger(__name__)
 
 STOPPING = (
-    "stopping: the epochs under way are dropped; Ctrl-C again stops at once; the same command "
-    "continues after both"
+    "stopping: the epochs under way are dropped; Ctrl-C again stops at once; the study can be "
+    "continued after both"
 )
 LINGER_S = 60.0  # for workers to end on their own when nothing is left to run
 

@@ -105,7 +105,7 @@ def test_finalists_are_trained_on_the_device_that_was_named(
     options = ("--seeds", str(SEEDS + 1), "--device", "cpu", "--no-corruptions")
     done = folder.call("evaluate", *options)
     assert done.returncode == 0, done.stderr
-    assert "--device cpu" in done.stderr  # the command that continues
+    assert " ".join(options) in done.stderr  # the command that continues
     assert len(join(final_of(folder.study_config())).records()) == (SEEDS + 1) * ARMS
 
 

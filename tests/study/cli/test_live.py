@@ -236,7 +236,7 @@ def test_ctrl_c_says_how_to_continue_the_first_time_and_the_second(
     with Terminal(folder, "run") as run:
         run.wait_for(AMID.search)
         run.press(CTRL_C)
-        run.wait_for(lambda text: "the same command continues after both" in text)
+        run.wait_for(lambda text: "can be continued after both" in text)
         if presses == 2:
             run.press(CTRL_C)
         code = run.end(150)
