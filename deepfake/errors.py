@@ -155,7 +155,7 @@ def explain(mistakes: ValidationError, known: Collection[str]) -> str:
     error = min(mistakes.errors(), key=lambda e: order.get(e["type"], 1))
     key = ".".join(str(part) for part in error["loc"] if part not in UNION_MEMBERS)
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; {_suggest(key, known)}"
+        return f"unknown key '{key}'; {suggest(key, known)}"
     if error["type"] == "missing":
         return f"'{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -183,7 +183,8 @@ def _shown(key: str, value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _suggest(unknown: str, known: Collection[str]) -> str:
+def suggest(unknown: str, known: Collection[str]) -> str:
+    """The key that was meant, or those that there are."""
     section, _, last = unknown.rpartition(".")
     last = SYNONYMS.get(last, last)
     plain = ".".join(part for part in section.split(".") if not part.isdecimal())  # baselines.1.x

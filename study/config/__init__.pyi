@@ -4,7 +4,12 @@ from .fingerprint import (
     flattened as flattened,
     refuse_other as refuse_other,
 )
-from .load import load_config as load_config, load_published as load_published
+from .load import (
+    key_value as key_value,
+    load_config as load_config,
+    load_published as load_published,
+    yaml_value as yaml_value,
+)
 from .schema import (
     FINAL as FINAL,
     OBJECTIVES as OBJECTIVES,

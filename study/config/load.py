@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from deepfake.baselines import Baselines, load_baselines
 from deepfake.config import absolute
-from deepfake.errors import ConfigError, explain, known_keys, parse_yaml, read_yaml
+from deepfake.errors import ConfigError, explain, known_keys, parse_yaml, read_yaml, suggest
 from study.config.schema import StudyConfig
 
 KNOWN = sorted(set(known_keys(StudyConfig, apart=(Baselines,))))
@@ -81,21 +81,40 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def key_value(
+    option: str, text: str, such_as: str, known: Collection[str] = ()
+) -> tuple[str, str]:
+    """Both sides of KEY=VALUE, as --set and other options take it. known: the keys there are.
+
+    Raises ConfigError, one line, for what is no pair and for a key that is not known.
+    """
+    key, equals, value = (side.strip() for side in text.partition("="))
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set {override!r}: must be key=value, such as train.batch_size=64")
+        raise ConfigError(f"{option} {text!r}: must be key=value, such as {such_as}")
+    if known and key not in known:
+        raise ConfigError(f"{option}: unknown key '{key}'; {suggest(key, known)}")
+    return key, value
+
+
+def yaml_value(option: str, key: str, text: str) -> Any:
+    """A value of KEY=VALUE, read as YAML. Raises ConfigError."""
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"--set {key}: the value is not YAML: {error}") from None
+        raise ConfigError(f"{option} {key}: the value is not YAML: {error}") from None
     # YAML 1.1 reads 1e-3 as text: a number needs its point there
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)
-    if key.strip() == "study" and isinstance(value, dict) and "storage" in value:
+        return float(value)
+    return value
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, text = key_value("--set", override, "train.batch_size=64")
+    value = yaml_value("--set", key, text)
+    if key == "study" and isinstance(value, dict) and "storage" in value:
         # the command line is shown and handed on without it: a URL may hold a password
         raise ConfigError("--set study: give the storage on its own: --set study.storage=URL")
-    _set(document, key.strip(), value)
+    _set(document, key, value)
 
 
 def _set(document: dict[str, Any], key: str, value: object) -> None:

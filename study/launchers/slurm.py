@@ -10,7 +10,6 @@ nothing secret. The storage URL reaches the job in the environment, DEEPFAKE_STU
 sbatch exports unless SBATCH_EXPORT or --export says otherwise; so does PGPASSFILE.
 """
 
-import difflib
 import json
 import math
 import signal
@@ -23,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
-from deepfake.errors import UserError
+from deepfake.errors import ConfigError, UserError
 from deepfake.files import write_whole
+from study.config import key_value, yaml_value
 from study.launchers.base import (
     CHOSEN,
     MAX_RESTARTS,
@@ -74,27 +73,18 @@ class SlurmError(UserError):
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE, as submitit names them; values are YAML, those of LISTS a line each.
 
-    Raises SlurmError for a key that there is not.
+    Raises ConfigError for a key that there is not.
     """
     known = _known_options()
     parsed: dict[str, Any] = {}
     for option in options:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise SlurmError(f"--slurm {option!r}: must be KEY=VALUE, such as partition=gpu")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
-            raise SlurmError(f"--slurm: unknown key '{key}'; {hint}")
+        key, text = key_value("--slurm", option, "partition=gpu", known)
         if key in TIMES and not text.isdecimal():  # 4:00:00 is a number to YAML
-            raise SlurmError(f"--slurm {option}: must be whole minutes, such as time=240")
+            raise ConfigError(f"--slurm {option}: must be whole minutes, such as time=240")
         if key in LISTS:
             parsed[key] = [*parsed.get(key, []), text]
-            continue
-        try:
-            parsed[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise SlurmError(f"--slurm {key}: the value is not YAML") from None
+        else:
+            parsed[key] = yaml_value("--slurm", key, text)
     return parsed
 
 

@@ -1,13 +1,20 @@
 """What a user does to a study that is there: a larger budget, a trial of his own, its end."""
 
-import difflib
 import re
 
 from pydantic import ValidationError
 
 from deepfake.config import Hyperparameters
-from deepfake.errors import SYNONYMS, ConfigError, explain
-from study.config import Range, Space, StudyConfig, StudyMismatch, flattened, refuse_other
+from deepfake.errors import ConfigError, explain
+from study.config import (
+    Range,
+    Space,
+    StudyConfig,
+    StudyMismatch,
+    flattened,
+    key_value,
+    refuse_other,
+)
 from study.signals import StudyStopped
 from study.slots.slots import Slots
 
@@ -60,13 +67,7 @@ def given_params(text: str, space: Space) -> Hyperparameters:
     known = ["variant", *space.drawn()]
     given: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise ConfigError(f"--params {part}: must be key=value, such as lr=3e-4")
-        if key not in known:
-            near = difflib.get_close_matches(SYNONYMS.get(key, key), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            raise ConfigError(f"--params: unknown key '{key}'; {hint}")
+        key, value = key_value("--params", part, "lr=3e-4", known)
         if key in given:
             raise ConfigError(f"--params: '{key}' is named twice")
         given[key] = value

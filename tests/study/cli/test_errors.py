@@ -250,7 +250,7 @@ OPTIONS = {
     ),
     "nothing kept": Mistake("gc --keep best", ("--keep best: must be best:N", "example best:5")),
     "no slot": Mistake("export --out m --trial last", ("--trial last: must be best or the num",)),
-    "no parameter": Mistake("enqueue --params cnn", ("--params cnn: must be key=value",)),
+    "no parameter": Mistake("enqueue --params cnn", ("--params 'cnn': must be key=value",)),
     "a parameter misspelt": Mistake("enqueue --params varant=cnn", ("'varant'", "'variant'?")),
     "a parameter's value": Mistake(
         "enqueue --params variant=cnn,lr=-1,weight_decay=0,dropout=0",
