@@ -57,9 +57,9 @@ def sample(
 
 def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
+    loaded = load(config, set_, "preparing the data of")
     from study.cli.tables import summary_table
 
-    loaded = load(config, set_)
     if loaded.train.weights not in ("imagenet", "none"):
         from deepfake.models import load_weights
 
@@ -89,15 +89,15 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Photos in two splits (exit code 2), and what predicts the label without the face."""
+    if not leak and (baseline, workers, device) != (None, None, None):
+        raise typer.BadParameter("--baseline, --workers and --device go with --leak")
+    loaded = load(config, set_, "auditing the data of")
     from deepfake.audit import audit as audit_data
     from deepfake.data import prepare_data
     from study.cli.live import progress_bars
     from study.cli.tables import audit_table, leak_lines, price_table
     from study.evaluation import baseline_of
 
-    if not leak and (baseline, workers, device) != (None, None, None):
-        raise typer.BadParameter("--baseline, --workers and --device go with --leak")
-    loaded = load(config, set_)
     data = loaded.data
     if leak:
         baseline = baseline_of(loaded, baseline)  # before hours of reading
@@ -158,11 +158,11 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """What the study will take here: time and disk, from some seconds of each variant."""
+    loaded = load(config, set_, "timing some seconds of")
     from study.cli.tables import estimate_table
     from study.estimate import estimate as reckon
     from study.launchers import Launcher, Placement, named
 
-    loaded = load(config, set_)
     local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
     if named(launcher) != Launcher.LOCAL:  # each on a machine or a GPU like this one
         local = Placement(Launcher.LOCAL, workers=1)

@@ -18,11 +18,11 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
+    loaded = load(config, set_, "examining")
     from study.cli.live import progress_bars
     from study.cli.tables import doctor_table
     from study.maintenance import examine
 
-    loaded = load(config, set_)
     with progress_bars(stderr()) as advance:
         found = examine(loaded, fix=fix, progress=advance)
     show(asdict(found) | {"healthy": found.healthy}, doctor_table(found), as_json)
@@ -38,12 +38,14 @@ def gc(
 ) -> None:
     """Remove weights and checkpoints nobody needs; never of baselines, finalists, the best."""
     from deepfake.errors import UserError
-    from study.cli.tables import gc_table
-    from study.maintenance import collect
 
     if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:
         raise UserError(f"--keep {keep}: must be best:N, N at least 1; for example best:5")
-    found = collect(load(config, set_), int(best[1]), dry_run=dry_run)
+    loaded = load(config, set_, "looking through")
+    from study.cli.tables import gc_table
+    from study.maintenance import collect
+
+    found = collect(loaded, int(best[1]), dry_run=dry_run)
     show(asdict(found), gc_table(found), as_json)
     for line in found.failed:
         stderr().print(f"error: not removed: {line}")

@@ -1,6 +1,7 @@
 """What the commands share: their options, the study's YAML loaded, what is printed."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from study.config import StudyConfig
 
+log = logging.getLogger(__name__)
 
 DONE, OUR_FAULT, MENDABLE, FAILED_SLOTS = 0, 1, 2, 3
 
@@ -50,11 +52,15 @@ Interval = Annotated[
 ]
 
 
-def load(path: Path, overrides: Sequence[str] | None) -> "StudyConfig":
+def load(path: Path, overrides: Sequence[str] | None, doing: str = "") -> "StudyConfig":
+    """The study of a command line. doing: said at once, before imports that take seconds."""
     from study.config import load_config
 
     storage = os.environ.get("DEEPFAKE_STUDY_STORAGE")
-    return load_config(path, overrides or [], storage)
+    config = load_config(path, overrides or [], storage)
+    if doing:
+        log.info("%s study '%s'", doing, config.name)
+    return config
 
 
 def prepare_study(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:

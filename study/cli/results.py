@@ -54,6 +54,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Prove the best trials and the baselines from logged weights, then open test for them."""
+    if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
+        raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
+    loaded = load(config, set_, "evaluating")
     from study.cli.live import progress_bars
     from study.cli.tables import evaluation_table
     from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
@@ -61,9 +64,7 @@ def evaluate(
     from study.slots import join
     from study.worker import pick_device
 
-    if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
-        raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
-    slots = join(load(config, set_))
+    slots = join(loaded)
     evaluator = Evaluator(slots, pick_device(device))
     final = None
     if trial is None and seeds is not None:
@@ -149,10 +150,10 @@ def report(
     set_: Set = None,
 ) -> None:
     """One self-contained HTML file: history, slices, trials, curves, the comparison."""
+    loaded = load(config, set_, "writing the report of")
     from study.report import write_report
     from study.slots import join
 
-    loaded = load(config, set_)
     typer.echo(write_report(join(loaded), out or Path(f"{loaded.name}.html")))
 
 
@@ -167,15 +168,17 @@ def export(
 ) -> None:
     """Prove a slot and keep its model: a folder that `predict` takes, and MLflow's registry."""
     from deepfake.errors import UserError
+
+    if trial != "best" and not trial.isdecimal():
+        raise UserError(f"--trial {trial}: must be best or the number of a slot")
+    number = None if trial == "best" else int(trial)
+    loaded = load(config, set_, "exporting a model of")
     from study.cli.live import progress_bars
     from study.evaluation import keep
     from study.slots import join
     from study.worker import pick_device
 
-    if trial != "best" and not trial.isdecimal():
-        raise UserError(f"--trial {trial}: must be best or the number of a slot")
-    number = None if trial == "best" else int(trial)
-    slots, where = join(load(config, set_)), pick_device(device)
+    slots, where = join(loaded), pick_device(device)
     with progress_bars(stderr()) as advance:
         kept = keep(slots, number, out, where, onnx=onnx, progress=advance)
     said = f"{kept.folder}: slot {kept.slot}, {kept.variant}; temperature {kept.temperature:.3f}, "

@@ -63,17 +63,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Create or join the study and run its workers; after Ctrl-C it says how to go on."""
+    sets = list(set_ or ())
+    if sampler is not None:
+        sets += _sampled(load(config, sets).name, sampler)
+    loaded = load(config, sets, "preparing")
     from study.cli.live import StudyView
     from study.launchers import Placement, named, run_workers, slurm_dir, submitted
     from study.slots import check_trials, free_name, grow
     from study.worker import begin
 
-    loaded = load(config, set_)
-    sets = list(set_ or ())
-    if sampler is not None:
-        own_name = f"{loaded.name}-{sampler}" if sampler != "tpe" else loaded.name
-        sets += [f"study.sampler={sampler}", _as_name(own_name)]
-        loaded = load(config, sets)
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
     ends = (grace, timeout)
@@ -113,6 +111,12 @@ def run(
     raise typer.Exit(
         say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, deliver, as_json)
     )
+
+
+def _sampled(name: str, sampler: str) -> list[str]:
+    """The --set options of the study of that name with another sampler."""
+    own_name = f"{name}-{sampler}" if sampler != "tpe" else name
+    return [f"study.sampler={sampler}", _as_name(own_name)]
 
 
 def _as_name(name: str) -> str:
