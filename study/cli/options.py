@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from study.config import StudyConfig
 
@@ -111,13 +111,13 @@ def warn(message: str) -> None:
     stderr().print(f"warning: {message}", style="yellow")
 
 
-def stderr() -> Any:
+def stderr() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
-def show(document: dict[str, Any], table: "RenderableType", as_json: bool) -> None:
+def show(document: Any, table: "RenderableType", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document, indent=1))
         return

@@ -136,15 +136,12 @@ def jobs(
     if cancel:
         found.cancel()
     states = found.states()
-    if as_json:
-        typer.echo(
-            json.dumps([{"job": j.job_id, "state": j.state, "node": j.node} for j in states])
-        )
-        return
-    for job in states:
-        typer.echo(f"{job.job_id:12} {job.state:12} {job.node}")
     if not states:
         stderr().print("no jobs were submitted for this study")
+    rows = [{"job": job.job_id, "state": job.state, "node": job.node} for job in states]
+    lines = [f"{job.job_id:12} {job.state:12} {job.node}" for job in states]
+    if rows or as_json:
+        show(rows, "\n".join(lines), as_json)
 
 
 def worker(

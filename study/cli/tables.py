@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deepfake.metrics import Metric
     from study.estimate import Estimate
     from study.evaluation import Price
-    from study.maintenance import Collected, Diagnosis
+    from study.maintenance import Collected, Diagnosis, Usage
 
 
 PROBES = {  # what each sees, by name
@@ -53,9 +53,7 @@ def _counts(records: Sequence[SlotRecord]) -> Text:
 def summary_table(summary: "Summary") -> Group:
     """What prepare left."""
     head = Text(f"{summary.faces} faces of {summary.photos} photos", "bold")
-    table = Table()
-    for column in ("split", "real", "fake"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    table = _table("split", "real", "fake")
     for split, counts in summary.splits.items():
         table.add_row(split, str(counts["real"]), str(counts["fake"]))
     table.add_row("all", str(summary.real), str(summary.fake), style="bold")
@@ -71,8 +69,7 @@ def audit_table(audit: "Audit") -> Group:
     head = Text(f"{audit.photos} photos read", "bold")
     if audit.photos_not_found:
         head.append(f", {audit.photos_not_found} of the JSONs not found", "yellow")
-    pairs = Table("also in an earlier split", title_justify="left")
-    pairs.add_column("found", justify="right")
+    pairs = _table("also in an earlier split", "found")
     for kind, what in (
         ("id", "photos of val and test, by id"),
         ("pixels", "by their decoded pixels"),
@@ -81,9 +78,7 @@ def audit_table(audit: "Audit") -> Group:
         count = sum(leak.kind == kind for leak in audit.leaks)
         pairs.add_row(what, str(count), style="red" if count else None)
     pairs.add_row("faces nearly alike (listed, no error)", str(len(audit.near_faces)))
-    probes = Table("probe: what it sees")
-    for column in ("AUC on val", "95 %", ""):
-        probes.add_column(column, justify="right")
+    probes = _table("probe: what it sees", "AUC on val", "95 %", "")
     for found in audit.probes:
         low, high = found.interval
         cells = (f"{found.auc:.3f}", f"{low:.3f} to {high:.3f}")
@@ -110,9 +105,7 @@ def leak_lines(audit: "Audit", group_by: str) -> list[str]:
 
 def estimate_table(estimate: "Estimate") -> Group:
     """What a study will take, rounded as far as it can be known."""
-    table = Table()
-    for column in ("variant", "px", "s/epoch", "faces/s", "slots"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+    table = _table("variant", "px", "s/epoch", "faces/s", "slots")
     for cost in estimate.variants:
         table.add_row(
             cost.variant + (", baselines" if cost.baselines else ""),
@@ -150,11 +143,7 @@ def doctor_table(found: "Diagnosis") -> Group:
             line.append(f"; mend it: {finding.remedy}", "cyan not bold")
         lines.append(line)
     lines += [Text(f"mended  {done}", "green") for done in found.mended]
-    disk = Table("on disk")
-    disk.add_column("size", justify="right")
-    disk.add_column("where", overflow="fold")
-    for usage in found.disk:
-        disk.add_row(usage.what, size_text(usage.n_bytes), usage.place)
+    disk = _places("on disk", found.disk)
     wrong = sum(finding.level == "wrong" for finding in found.findings)
     fixable = sum(finding.fixable for finding in found.findings)
     tail = Text("nothing is wrong" if not wrong else f"{wrong} wrong", "bold")
@@ -165,11 +154,7 @@ def doctor_table(found: "Diagnosis") -> Group:
 
 def gc_table(found: "Collected") -> Group:
     """What was or would be removed, and what stays."""
-    table = Table("would be removed" if found.dry_run else "removed")
-    table.add_column("size", justify="right")
-    table.add_column("where", overflow="fold")
-    for removal in found.removals:
-        table.add_row(removal.what, size_text(removal.n_bytes), removal.place)
+    table = _places("would be removed" if found.dry_run else "removed", found.removals)
     kept = [f"slot {number} stays: {reason}" for number, reason in found.kept.items()]
     verb = "would be freed" if found.dry_run else "freed"
     tail = Text(f"{size_text(found.n_bytes)} {verb}", "bold")
@@ -177,21 +162,21 @@ def gc_table(found: "Collected") -> Group:
     return Group(*(Text(line, "dim") for line in [*kept, *found.notes]), *body, tail)
 
 
+def _places(heading: str, held: Sequence["Usage"]) -> Table:
+    table = _table(heading, "size")
+    table.add_column("where", overflow="fold")
+    for one in held:
+        table.add_row(one.what, size_text(one.n_bytes), one.place)
+    return table
+
+
 def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
     """The proof of each finalist, and what it scored."""
-    table = Table(title="re-evaluated from the logged weights", title_justify="left")
-    for column in (
-        "slot",
-        "model",
-        "seed",
-        f"{evaluation['finalists'][0]['proof']['objective']} logged",
-        "recomputed",
-        "proof",
-        "val acc",
-        "test acc",
-        *(f"{name} acc" for name in evaluation["finalists"][0]["test_sets"]),
-    ):
-        table.add_column(column)
+    first = evaluation["finalists"][0]
+    columns = ["slot", "model", "seed", f"{first['proof']['objective']} logged", "recomputed"]
+    columns += ["proof", "val acc", "test acc", *(f"{name} acc" for name in first["test_sets"])]
+    title = "re-evaluated from the logged weights"
+    table = _table(*columns, left=len(columns), title=title)
     for finalist in evaluation["finalists"]:
         proof, test = finalist["proof"], finalist["test"]
         table.add_row(
@@ -217,12 +202,9 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
 
 def comparison_table(comparison: Mapping[str, Any]) -> Group:
     """Ours beside the report's, two decimals as the report prints them."""
-    table = Table(title="test split; 0 real, 1 fake", title_justify="left")
-    table.add_column("model")
-    table.add_column("source")
-    for figure in FIGURES:
-        table.add_column(METRICS[figure].heading, justify="right")
-    table.add_column("AUC (95 %)", justify="right")
+    title = "test split; 0 real, 1 fake"
+    headings = (METRICS[figure].heading for figure in FIGURES)
+    table = _table("model", "source", *headings, "AUC (95 %)", left=2, title=title)
     for row in comparison["rows"]:
         metrics = row["metrics"]
         cells = ["-" if metrics[f] is None else f"{metrics[f]:.2f}" for f in FIGURES]
@@ -242,8 +224,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Group:
     verdicts = comparison["analysis"]["comparisons"]
     notes += [Text(f"{verdict['sentence']}.", "bold") for verdict in verdicts]
     notes.append(Text(_shares(comparison["fake_shares"]), "dim"))
-    if prior := comparison["analysis"].get("prior"):  # an earlier release's has none
-        notes.append(Text(f"{prior['sentence']}.", "dim"))
+    notes.append(Text(f"{comparison['analysis']['prior']['sentence']}.", "dim"))
     if comparison["openings"] > 1:
         opened = comparison["openings"]
         notes.append(Text(f"The test split was opened for {opened} different lists.", "yellow"))
@@ -264,10 +245,8 @@ def _test_set(found: Mapping[str, Any]) -> Group:
 def _figures_table(found: Mapping[str, Any], figures: Sequence[str]) -> Table:
     """A row a model. figures: of METRICS."""
     counts = f"{found['real']} real and {found['fake']} fake faces of {found['photos']} photos"
-    table = Table(title=f"split {found['split']}: {counts}", title_justify="left")
-    headings = [METRICS[name].heading for name in figures]
-    for column in ("model", "seeds", *headings):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    headings = (METRICS[name].heading for name in figures)
+    table = _table("model", "seeds", *headings, title=f"split {found['split']}: {counts}")
     for model in found["models"]:
         cells = [_with_interval(model["figures"].get(name), METRICS[name]) for name in figures]
         style = {"diagnostic": "dim"}.get(model["role"])
@@ -280,9 +259,9 @@ def analysis_table(found: Mapping[str, Any]) -> Group:
     """Figures with intervals, the verdicts, and what became of the report's figures."""
     shown = [name for name, metric in METRICS.items() if "table" in metric.places]
     table = _figures_table(found, shown)
-    printed = Table(title=f"the report: {found['published']['source']}", title_justify="left")
-    for column in ("model", "figure", "printed", "ours", "95 %, seeds and photos", ""):
-        printed.add_column(column)
+    columns = ("model", "figure", "printed", "ours", "95 %, seeds and photos", "")
+    title = f"the report: {found['published']['source']}"
+    printed = _table(*columns, left=len(columns), title=title)
     for cell in found["published"]["cells"]:
         values = (f"{cell['printed']:.2f}", f"{cell['ours']:.4f}")
         interval = "-" if cell["low"] is None else f"{cell['low']:.4f} to {cell['high']:.4f}"
@@ -304,9 +283,8 @@ def _with_interval(figure: Mapping[str, Any] | None, metric: "Metric") -> str:
 
 def price_table(price: "Price") -> Group:
     """A baseline split by face beside itself split by photo."""
-    table = Table(title=f"{price.baseline}, {price.seeds} seeds a split", title_justify="left")
-    for column in ("", "split by photo", "split by face", "difference (95 %)"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"{price.baseline}, {price.seeds} seeds a split"
+    table = _table("", "split by photo", "split by face", "difference (95 %)", title=title)
     for name, found in price.differences.items():
         sides = [price.arms[arm].figures[name] for arm in ("photo", "face")]
         cells = [f"{f.value:.4f} ({f.low:.4f}-{f.high:.4f})" for f in sides]
@@ -317,3 +295,11 @@ def price_table(price: "Price") -> Group:
     held = {arm: f"{found.faces} of {found.photos} photos" for arm, found in price.arms.items()}
     faces = f"faces held out: by photo {held['photo']}, by face {held['face']}"
     return Group(table, Text(f"{price.sentence}."), Text(faces, "dim"))
+
+
+def _table(*columns: str, left: int = 1, title: str | None = None) -> Table:
+    """Numbers to the right, behind so many columns of words."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right")
+    return table
