@@ -16,10 +16,6 @@ class Stopped(Exception):
     """A signal asked for the end; the partial epoch is dropped."""
 
 
-class StudyStopped(Stopped):
-    """`stop` ended the study, on every machine, behind the epochs that were under way."""
-
-
 class StopSignal:
     """SIGINT and SIGTERM: the first asks for a clean end, the second ends a worker at once."""
 

@@ -160,7 +160,7 @@ def worker(
     set_: Set = None,
 ) -> None:
     """One worker that joins the study, or creates it as the first: what a cluster starts."""
-    from study.signals import Stopped, StopSignal, StudyStopped
+    from study.signals import Stopped, StopSignal
 
     stop = StopSignal(second_exits=True)
     stop.listen()
@@ -170,6 +170,7 @@ def worker(
     if parent is not None:
         stop.follow_parent(parent)
     from study.config import final_of
+    from study.slots import StudyStopped
     from study.storage import StorageError
     from study.worker import TooManyFailed, pick_device, work
 

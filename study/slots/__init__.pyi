@@ -1,4 +1,5 @@
 from .budget import (
+    StudyStopped as StudyStopped,
     check_stopped as check_stopped,
     check_trials as check_trials,
     enqueue as enqueue,

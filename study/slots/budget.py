@@ -15,11 +15,15 @@ from study.config import (
     key_value,
     refuse_other,
 )
-from study.signals import StudyStopped
+from study.signals import Stopped
 from study.slots.slots import Slots
 
 MOST_SLOTS = 100_000
 _STOPPED = "stopped"  # a study attribute: whether `stop` ended it and no `run` began since
+
+
+class StudyStopped(Stopped):
+    """`stop` ended the study, on every machine, behind the epochs that were under way."""
 
 
 def check_trials(trials: str, config: StudyConfig) -> None:

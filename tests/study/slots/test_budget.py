@@ -15,8 +15,8 @@ from deepfake.errors import ConfigError
 from study.config.fingerprint import StudyMismatch, flattened
 from study.config.schema import StudyConfig
 from study.search.space import suggest
-from study.signals import StudyStopped
 from study.slots.budget import (
+    StudyStopped,
     check_stopped,
     check_trials,
     enqueue,
