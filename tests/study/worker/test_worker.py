@@ -1,6 +1,8 @@
 """What a signal, a failure and a lost slot mean to a worker."""
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -258,3 +260,14 @@ def test_a_device_is_what_was_asked_for() -> None:
         pick_device("gpu7")
     with pytest.raises(UserError, match="CUDA devices"):
         pick_device("cuda:63")
+
+
+@pytest.mark.slow
+def test_a_worker_loads_nothing_of_the_evaluation() -> None:
+    # the figures it draws are tracking's: finalists and test figures are no part of a trial
+    code = (
+        "import sys, study.worker.worker, study.tracking.spool;"
+        "print([name for name in sys.modules if name.startswith('study.evaluation')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
