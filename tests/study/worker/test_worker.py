@@ -22,10 +22,11 @@ from study.slots.lease import Lease, Slot, SlotLost
 from study.slots.study import create_or_join, join
 from study.storage.retry import StorageAway
 from study.tracking.spool import SlotRun, Spool
-from study.worker import STALLED, TooManyFailed, work, worker
+from study.worker import worker
 from study.worker.inputs import Inputs
 from study.worker.objective import Attempt, Outcome, begin_run, run_trial
 from study.worker.setup import checkpoints_of, pick_device, set_up, study_fingerprint
+from study.worker.worker import STALLED, TooManyFailed, work
 from tests.support.forked import forks
 from tests.support.photos import draw_set
 
