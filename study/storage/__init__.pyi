@@ -8,6 +8,7 @@ from .rdb import Storage as Storage, check_storage as check_storage, open_storag
 from .retry import (
     LONGEST_WAIT_S as LONGEST_WAIT_S,
     OUTAGE_S as OUTAGE_S,
+    NoDatabase as NoDatabase,
     StorageAway as StorageAway,
     StorageError as StorageError,
 )

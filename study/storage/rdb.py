@@ -37,7 +37,15 @@ from study.storage.queries import (
     slot_with,
     study_attributes,
 )
-from study.storage.retry import OUTAGE_S, Patience, StorageAway, StorageError, is_final, is_outage
+from study.storage.retry import (
+    OUTAGE_S,
+    NoDatabase,
+    Patience,
+    StorageAway,
+    StorageError,
+    is_final,
+    is_outage,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the live view's job
 warnings.filterwarnings("ignore", message="Argument ``heartbeat_interval`` is an experimental")
@@ -363,7 +371,7 @@ def _opening(url: str, create: bool) -> Iterator[None]:
     except FileNotFoundError as error:
         if create:
             raise StorageError(_cannot_open(url, str(error))) from None
-        raise StorageError(
+        raise NoDatabase(
             f"no study was started here yet: {redact(url)} is not there; start it with: "
             "deepfake-study run CONFIG"
         ) from None

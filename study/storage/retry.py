@@ -42,6 +42,10 @@ class StorageError(UserError):
     """The study database can't be opened."""
 
 
+class NoDatabase(StorageError):
+    """It is not there yet, and the first study creates it."""
+
+
 class StorageAway(StorageError):
     """The study database was away for longer than a call waits."""
 
