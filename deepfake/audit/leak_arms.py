@@ -1,8 +1,7 @@
-"""What a leak costs, in data: the same faces split by photo and by face, test left out."""
+"""The faces that a leak is priced on, as JSONs to be split anew: test is left out."""
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -11,32 +10,13 @@ from deepfake.data import PHOTO, read_split
 from deepfake.errors import DataError, one_line
 from deepfake.files import write_whole
 
-Arm = Literal["photo", "face"]
 
+def write_annotations(data: DataConfig, folder: Path) -> None:
+    """An OpenForensics JSON for each source in folder, with its faces of train and val.
 
-def arm_of(data: DataConfig, arm: Arm) -> DataConfig:
-    """data as the arm splits it: its JSONs are those of write_annotations.
-
-    data: prepared.
+    data: prepared. The study's test split is closed to whatever is measured on these faces: who
+    splits them cuts a test split of their own. Raises DataError if they can't be written.
     """
-    folder = leak_dir(data)
-    return data.model_copy(
-        update={
-            "splits": "drawn",  # whatever the study's are
-            "annotations": tuple(folder / f"{source}.json" for source in _by_source(data)),
-            "work_dir": folder / arm,
-            "group_by": arm,
-        }
-    )
-
-
-def write_annotations(data: DataConfig) -> None:
-    """An OpenForensics JSON for each source, with its faces of train and val.
-
-    data: prepared. The study's test split is closed to whatever is measured here: each arm cuts
-    its own from these faces. Raises DataError if they can't be written.
-    """
-    folder = leak_dir(data)
     try:
         folder.mkdir(exist_ok=True)
         for source, faces in _by_source(data).items():
@@ -71,8 +51,3 @@ def _document(faces: pd.DataFrame) -> dict[str, object]:
             )
         ],
     }
-
-
-def leak_dir(data: DataConfig) -> Path:
-    """Where both arms are: their JSONs, crops and stores."""
-    return data.work_dir / "leak"

@@ -134,16 +134,15 @@ def _price_leak(
 
     words: that name the study to a worker.
     """
-    from study.evaluation import ARMS, begin_arm, price
+    from study.evaluation import begin_leak, price
     from study.launchers import Launcher, Placement
     from study.worker import pick_device
 
     placement = Placement(Launcher.LOCAL, workers, device=device)
     placement.check(config, os.environ)
-    arms = {}
-    for arm in ARMS:
-        arms[arm] = begin_arm(config, arm, baseline, seeds, prepare_study, warn)
-        run_reruns(arms[arm], placement, ("worker", *words, "--leak", arm))
+    arms = begin_leak(config, baseline, seeds, prepare_study, warn)
+    for arm, slots in arms.items():
+        run_reruns(slots, placement, ("worker", *words, "--leak", arm))
     return price(arms, baseline, seeds, pick_device(device))
 
 

@@ -169,7 +169,7 @@ def worker(
         stop.end_after(timeout)
     if parent is not None:
         stop.follow_parent(parent)
-    from study.config import final_of
+    from study.config import arm_named, final_of, leak_of
     from study.slots import StudyStopped
     from study.storage import StorageError
     from study.worker import TooManyFailed, pick_device, work
@@ -178,17 +178,13 @@ def worker(
     if final:
         loaded = final_of(loaded)
     if leak is not None:
-        from study.evaluation import arm_named, leak_of
-
-        loaded = leak_of(loaded, arm_named(leak))
+        loaded = leak_of(loaded)[arm_named(leak)]
     try:
         records = work(loaded, pick_device(device), stop)
     except StudyStopped as told:
-        begun_by = (
-            "the command that began it"
-            if final or leak
-            else command_line("run", *study_words(config, set_))
-        )
+        begun_by = "the command that began it"
+        if loaded.kind == "search":
+            begun_by = command_line("run", *study_words(config, set_))
         stderr().print(f"{told}; go on with: {begun_by}")
         raise typer.Exit(DONE) from None
     except (Stopped, StorageError):
@@ -229,18 +225,17 @@ def enqueue(
 
 def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """End the study's workers on all machines, behind the epochs that they are in."""
-    from study.config import of_reruns
+    from study.config import BEGUN_BY, all_beside
     from study.slots import NoStudy, join, stop_study
 
     loaded = load(config, set_)
-    final, *leaks = of_reruns(loaded)
     words = study_words(config, set_)
-    ways = {loaded.name: command_line("run", *words)}
-    ways[final.name] = command_line("evaluate", *words, "--seeds", "N")
-    ways |= {leak.name: command_line("audit", *words, "--leak") for leak in leaks}
+    ways: dict[str, str] = {}
     running: dict[str, int] = {}
     missing = []
-    for study in (loaded, final, *leaks):
+    for study in (loaded, *all_beside(loaded)):
+        command, *options = BEGUN_BY[study.kind]
+        ways[study.name] = command_line(command, *words, *options)
         try:
             left = stop_study(join(study))
         except NoStudy as error:
@@ -294,13 +289,13 @@ def status(
 
 def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """Deliver to MLflow what workers kept while it was away, and set each run's true state."""
-    from study.config import of_reruns
+    from study.config import all_beside
     from study.slots import NoStudy
     from study.tracking import SyncResult, sync as deliver_left_over
 
     loaded = load(config, set_)
     found, missing = SyncResult(0, 0, 0), []
-    studies = (loaded, *of_reruns(loaded))
+    studies = (loaded, *all_beside(loaded))
     for study in studies:
         try:
             found += deliver_left_over(study)

@@ -1,3 +1,13 @@
+from .beside import (
+    ARMS as ARMS,
+    BEGUN_BY as BEGUN_BY,
+    Arm as Arm,
+    all_beside as all_beside,
+    arm_named as arm_named,
+    final_of as final_of,
+    leak_dir as leak_dir,
+    leak_of as leak_of,
+)
 from .fingerprint import (
     StudyMismatch as StudyMismatch,
     fingerprint_of as fingerprint_of,
@@ -11,7 +21,6 @@ from .load import (
     yaml_value as yaml_value,
 )
 from .schema import (
-    FINAL as FINAL,
     OBJECTIVES as OBJECTIVES,
     Objective as Objective,
     Range as Range,
@@ -19,12 +28,6 @@ from .schema import (
     Space as Space,
     StudyConfig as StudyConfig,
     TrackingError as TrackingError,
-    final_of as final_of,
-    has_reruns_alone as has_reruns_alone,
-    is_final as is_final,
-    is_leak as is_leak,
-    leak_name as leak_name,
-    of_reruns as of_reruns,
     public_yaml as public_yaml,
     redact as redact,
 )

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    PrivateAttr,
     SecretStr,
     Tag,
     ValidationError,
@@ -33,9 +34,6 @@ from deepfake.config import (
     absolute,
 )
 from deepfake.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrackingError(UserError):
@@ -198,6 +196,11 @@ class TrackingConfig(Frozen):
         return _absolute_sqlite(uri)
 
 
+# The slots of all but a search are given: trainings of a search's slots again, with fresh seeds.
+# final: of its finalists; leak-*: of one baseline, on the data split anew, to price a leak.
+Kind = Literal["search", "final", "leak-photo", "leak-face"]
+
+
 class StudyConfig(Frozen):
     """One study, whole."""
 
@@ -209,6 +212,23 @@ class StudyConfig(Frozen):
     study: SearchConfig
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     baselines: Baselines
+    _kind: Kind = PrivateAttr("search")  # no setting: a study that stands beside has another
+
+    @property
+    def kind(self) -> Kind:
+        return self._kind
+
+    @property
+    def search(self) -> str:
+        """The name of the search that it is, or stands beside."""
+        return self.name if self.kind == "search" else self.name.removesuffix(f"-{self.kind}")
+
+    def beside(self, kind: Kind, data: DataConfig | None = None) -> "StudyConfig":
+        """The study of a kind that stands beside this search, its data the search's or these."""
+        name = f"{self.name}-{kind}"
+        made = self.model_copy(update={"name": name, "data": data or self.data})
+        made._kind = kind
+        return made
 
     def train_config(self, params: Hyperparameters, *, fixed: bool) -> TrainConfig:
         """A trial's training. A fixed one is a baseline: in fp32 and unaugmented, as the report's.
@@ -243,10 +263,10 @@ class StudyConfig(Frozen):
 
     @field_validator("name")
     @classmethod
-    def _no_final(cls, name: str) -> str:
-        if name.endswith(FINAL):
+    def _no_name_of_another_kind(cls, name: str) -> str:
+        if name.endswith("-final"):
             raise ValueError(f"'{name}' is what evaluate calls the finalists of another study")
-        if name.endswith(LEAKS):
+        if name.endswith(tuple(f"-{kind}" for kind in get_args(Kind)[1:])):
             raise ValueError(f"'{name}' is what audit --leak calls its trainings")
         return name
 
@@ -283,38 +303,6 @@ class StudyConfig(Frozen):
                     f"baselines: '{baseline.name}' names augment_p; baselines are not augmented"
                 )
         return self
-
-
-FINAL = "-final"  # behind a study's name: its finalists, trained again
-LEAKS = ("-leak-photo", "-leak-face")  # a baseline on data split anew, to price a leak
-
-
-def final_of(config: StudyConfig) -> StudyConfig:
-    """The study of config's finalists, in the same stores."""
-    return config.model_copy(update={"name": config.name + FINAL})
-
-
-def is_final(config: StudyConfig) -> bool:
-    return config.name.endswith(FINAL)
-
-
-def is_leak(config: StudyConfig) -> bool:
-    return config.name.endswith(LEAKS)
-
-
-def leak_name(name: str, group_by: Literal["photo", "face"]) -> str:
-    """What the study is called that trains a baseline on the data split so."""
-    return f"{name}-leak-{group_by}"
-
-
-def of_reruns(config: StudyConfig) -> list[StudyConfig]:
-    """The studies beside it that may be there, by name: their data are not set."""
-    return [config.model_copy(update={"name": config.name + end}) for end in (FINAL, *LEAKS)]
-
-
-def has_reruns_alone(config: StudyConfig) -> bool:
-    """Whether its slots are given, none of them drawn: they have no part in a budget."""
-    return config.name.endswith((FINAL, *LEAKS))
 
 
 def public_yaml(config: StudyConfig) -> str:

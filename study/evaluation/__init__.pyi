@@ -10,12 +10,9 @@ from .finalists import (
     incumbents as incumbents,
 )
 from .leak import (
-    ARMS as ARMS,
     Price as Price,
-    arm_named as arm_named,
     baseline_of as baseline_of,
-    begin_arm as begin_arm,
-    leak_of as leak_of,
+    begin_leak as begin_leak,
     price as price,
 )
 from .predictions import SplitPredictions as SplitPredictions, read_predictions as read_predictions

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from deepfake.errors import UserError
-from study.config import final_of, has_reruns_alone
+from study.config import final_of
 from study.evaluation.predictions import Role
 from study.slots import Rerun, SlotRecord, Slots, create_or_join
 
@@ -99,7 +99,7 @@ def incumbents(slots: Slots) -> list[Contender]:
     """Each slot that was the best of the search when its number came: diagnostics, to show how
     far the choice by the objective carries on test."""
     found: list[Contender] = []
-    if has_reruns_alone(slots.config):
+    if slots.config.kind != "search":
         return found
     best = float("inf")
     for record in slots.records():

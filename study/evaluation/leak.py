@@ -2,25 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
 
-from deepfake.audit import Arm, arm_of, write_annotations
-from deepfake.data import Prepared, load_prepared
+from deepfake.audit import write_annotations
+from deepfake.data import Prepared
 from deepfake.errors import UserError
 from deepfake.metrics import draw_photos, percentiles
-from study.config import StudyConfig, leak_name
+from study.config import ARMS, Arm, StudyConfig, leak_dir, leak_of
 from study.evaluation.analysis import measure_all
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_reruns
 from study.evaluation.predictions import finalists_of, of_split
 from study.evaluation.verdict import MIN_SEEDS, Estimate, Welch, difference
-from study.slots import NoStudy, Rerun, Slots
+from study.slots import Rerun, Slots
 from study.worker import begin
 
-ARMS: tuple[Arm, ...] = get_args(Arm)
 FIGURES = ("nll", "auc", "accuracy")
 
 
@@ -64,51 +62,32 @@ def baseline_of(config: StudyConfig, name: str | None) -> str:
     return name
 
 
-def arm_named(name: str) -> Arm:
-    """Raises UserError."""
-    for arm in ARMS:
-        if name == arm:
-            return arm
-    raise UserError(f"--leak {name}: the splits are by {' or by '.join(ARMS)}")
-
-
 def slot_of(config: StudyConfig, baseline: str) -> int:
     """Of the search."""
     return [known.name for known in config.baselines.baselines].index(baseline)
 
 
-def leak_of(config: StudyConfig, arm: Arm) -> StudyConfig:
-    """The study of one arm, in the same stores.
-
-    Raises NotPrepared, and NoStudy if begin_arm was never called.
-    """
-    load_prepared(config.data)
-    name, data = leak_name(config.name, arm), arm_of(config.data, arm)
-    if not all(path.is_file() for path in data.jsons):
-        raise NoStudy(f"no study '{name}' yet; begin it with: deepfake-study audit CONFIG --leak")
-    return config.model_copy(update={"name": name, "data": data})
-
-
-def begin_arm(
+def begin_leak(
     config: StudyConfig,
-    arm: Arm,
     baseline: str,
     seeds: int,
     prepare: Callable[[StudyConfig, tuple[int, ...]], Prepared],
     warn: Callable[[str], None],
-) -> Slots:
-    """The arm's study with a slot for each seed; called again it is the same, or grows.
+) -> dict[Arm, Slots]:
+    """The pair of leak_of, each with a slot a seed; called again it is the same, or grows.
 
     config: its data are prepared. prepare: of a config's data, with the stores of some sides.
     """
-    write_annotations(config.data)
+    write_annotations(config.data, leak_dir(config.data))
     number = slot_of(config, baseline)
     params = config.baseline_params(config.baselines.baselines[number])
     side = config.train.image_size.of(params.variant)  # a store of another would not be read
-    slots = begin(leak_of(config, arm), lambda of_arm: prepare(of_arm, (side,)), warn)
     reruns = [Rerun(baseline, "baseline", number, seed) for seed in range(seeds)]
-    slots.add_reruns([(rerun, params) for rerun in reruns])
-    return slots
+    begun = {}
+    for arm, of_arm in leak_of(config).items():
+        begun[arm] = begin(of_arm, lambda split: prepare(split, (side,)), warn)
+        begun[arm].add_reruns([(rerun, params) for rerun in reruns])
+    return begun
 
 
 def price(arms: Mapping[Arm, Slots], baseline: str, seeds: int, device: torch.device) -> Price:

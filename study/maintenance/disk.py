@@ -5,9 +5,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from deepfake.audit import leak_dir
 from deepfake.data import CROPS
-from study.config import StudyConfig, of_reruns
+from study.config import StudyConfig, all_beside
 from study.tracking import sqlite_path
 
 
@@ -21,13 +20,12 @@ class Usage:
 
 
 def usage(config: StudyConfig) -> list[Usage]:
-    """Of each place that is there, of the study and those of its reruns."""
+    """Of each place that is there, of the study and of those beside it."""
     work_dir = config.data.work_dir
     places = [
         ("crops", work_dir / CROPS),
         ("stores", work_dir / "store"),
         ("features", work_dir / "features"),
-        ("both arms of audit --leak", leak_dir(config.data)),
         *_of_checkpoints(config, ""),
     ]
     url = make_url(config.study.storage.get_secret_value())
@@ -36,11 +34,13 @@ def usage(config: StudyConfig) -> list[Usage]:
     if (sqlite := sqlite_path(config.tracking.uri)) is not None:
         places.append(("MLflow's database", sqlite))
         places.append(("MLflow's artifacts", config.tracking.artifacts_dir / config.name))
-    for reruns in of_reruns(config):
-        of = f" of {reruns.name}"
-        places += _of_checkpoints(reruns, of)
+    for beside in all_beside(config):
+        of = f" of {beside.name}"
+        if beside.data.work_dir != work_dir:
+            places.append((f"data{of}", beside.data.work_dir))
+        places += _of_checkpoints(beside, of)
         if sqlite is not None:
-            places.append((f"MLflow's artifacts{of}", config.tracking.artifacts_dir / reruns.name))
+            places.append((f"MLflow's artifacts{of}", config.tracking.artifacts_dir / beside.name))
     return [Usage(what, str(path), bytes_of(path)) for what, path in places if path.exists()]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deepfake.data import load_prepared
 from deepfake.errors import UserError
 from deepfake.parallel import Progress
-from study.config import StudyConfig, fingerprint_of, has_reruns_alone, of_reruns, redact
+from study.config import StudyConfig, all_beside, fingerprint_of, redact
 from study.maintenance.checks import Finding, checked, data, machine, packages
 from study.maintenance.disk import Usage, usage
 from study.slots import NoStudy, SlotRecord, Slots, join
@@ -105,9 +105,9 @@ def _no_tables(config: StudyConfig) -> Finding | None:
 
 
 def _known(config: StudyConfig) -> list[Slots]:
-    """Of the study and its reruns, those that are there. Raises StorageError."""
+    """Of the study and those beside it, those that are there. Raises StorageError."""
     found = []
-    for study in (config, *of_reruns(config)):
+    for study in (config, *all_beside(config)):
         try:
             found.append(join(study))
         except NoStudy:
@@ -120,7 +120,7 @@ def _slots(slots: Slots) -> Iterator[Finding]:
     states = {state: sum(r.state == state for r in records) for state in ("complete", "running")}
     said = f"{len(records)} slots, {states['complete']} complete, {states['running']} running"
     yield Finding("study", "ok", f"study '{config.name}': {said}")
-    if not has_reruns_alone(config):
+    if config.kind == "search":
         yield from checked("study", lambda: _fingerprint(slots))
     stale = slots.stale()
     for record in stale:

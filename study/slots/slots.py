@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from deepfake.config import Hyperparameters
 from deepfake.errors import UserError
-from study.config import StudyConfig, StudyMismatch, has_reruns_alone, refuse_other
+from study.config import StudyConfig, StudyMismatch, refuse_other
 from study.search import new_sampler
 from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.slots.lease import Silence, Slot, lost, lost_if_finished
@@ -256,7 +256,7 @@ class Slots:
         """Add the slots that are missing. Raises StudyMismatch if there are more than planned."""
         slots = self._by_slot()
         attributes = self.attributes()  # behind the slots: it counts all of them
-        if not has_reruns_alone(self.config) and self._budget(attributes) < len(slots):
+        if self.config.kind == "search" and self._budget(attributes) < len(slots):
             raise StudyMismatch(
                 f"study '{self.config.name}' has {len(slots)} slots already, study.n_trials says "
                 f"{self.config.study.n_trials}: a budget can grow but not shrink; say more"
@@ -265,7 +265,7 @@ class Slots:
 
     def _fill(self, slots: list[list[FrozenTrial]], attributes: dict[str, Any]) -> bool:
         """Add the trials that are missing, for new slots and new attempts; whether any was."""
-        planned = 0 if has_reruns_alone(self.config) else self._budget(attributes)
+        planned = self._budget(attributes) if self.config.kind == "search" else 0
         missing = [
             *new_slots(slots, planned, self.config),
             *next_attempts(slots, self.config.study),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.config import FINAL, OBJECTIVES, StudyConfig, has_reruns_alone, is_final
+from study.config import OBJECTIVES, StudyConfig
 from study.slots import SlotRecord, Slots, best_of
 from study.templates import markdown
 
@@ -14,7 +14,7 @@ MOST_CHARACTERS = 8000  # of a tag in MLflow
 
 def describe(slots: Slots) -> str:
     """The best trial and the baselines; once test was opened, their figures and the verdicts."""
-    if has_reruns_alone(slots.config):
+    if slots.config.kind != "search":
         return _of_reruns(slots.config)
     evaluation = slots.attributes().get("evaluation") or {}
     found = _rendered(slots.config, slots.records(), evaluation.get("analysis"))
@@ -22,10 +22,11 @@ def describe(slots: Slots) -> str:
 
 
 def _of_reruns(config: StudyConfig) -> str:
-    if is_final(config):
-        search = config.name.removesuffix(FINAL)
+    if config.kind == "final":
         said = "Finalists and baselines, trained again by `evaluate --seeds`; tag `search_slot` "
-        said += f"names the slot of study {search}, whose run has the figures and the verdicts."
+        said += (
+            f"names the slot of study {config.search}, whose run has the figures and the verdicts."
+        )
         return said
     return "A baseline on data split anew, trained by `audit --leak` to price a leak."
 

@@ -22,7 +22,7 @@ from deepfake.models import (
 from deepfake.parallel import Progress
 from deepfake.training import Feed
 from deepfake.transforms import augmented, robust_faces
-from study.config import Objective, StudyConfig, is_leak
+from study.config import Objective, StudyConfig
 from study.tracking import Dataset, dataset
 
 
@@ -44,13 +44,13 @@ class Inputs:
         prepared: Prepared,
         pretrained: tuple[dict[str, Tensor] | None, str] | None = None,
     ) -> "Inputs":
-        """pretrained: what load_weights gave, if it ran. Builds a store that is missing; of a
-        leak's arm only once it is read, for one baseline needs one.
+        """pretrained: what load_weights gave, if it ran. Builds a store that is missing; where
+        all slots are given only once it is read, for they may need one of several.
 
         Raises ConfigError or DataError.
         """
         weights, weights_sha256 = pretrained or load_weights(config.train.weights)
-        for side in () if is_leak(config) else config.sides_px:
+        for side in config.sides_px if config.kind == "search" else ():
             ensure_store(prepared.work_dir, side, prepared.crops_sha256)
         return cls(prepared, weights, weights_sha256, config.study.objective)
 

@@ -15,7 +15,7 @@ import torch
 from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import UserError, first_sentence, one_line, out_of_memory
 from deepfake.training import check_writable
-from study.config import StudyConfig, has_reruns_alone, is_final
+from study.config import BEGUN_BY, StudyConfig
 from study.signals import Stopped, StopSignal, exit_within
 from study.slots import (
     Lease,
@@ -28,7 +28,7 @@ from study.slots import (
     create_or_join,
     join,
 )
-from study.storage import OUTAGE_S, StorageAway
+from study.storage import OUTAGE_S, NoDatabase, StorageAway
 from study.tracking import Delivery, Machine, SlotRun, Spool, SpoolError
 from study.worker.inputs import Inputs
 from study.worker.objective import Attempt, Outcome, run_trial
@@ -48,17 +48,18 @@ class TooManyFailed(Exception):
 def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[SlotRecord]:
     """Run slots of the study until none is left anywhere; the records of all of them.
 
-    Creates the study if it is not there (one of reruns is evaluate's or audit's to create), waits
-    for its data if it is not prepared. Raises Stopped after a signal, StudyStopped after `stop`,
-    its slot freed for others, and TooManyFailed.
+    Creates a search if it is not there and waits for its data if they are not prepared; a study
+    of another kind raises NoStudy then, for its slots are another command's to give. Raises
+    Stopped after a signal, StudyStopped after `stop`, its slot freed for others, and
+    TooManyFailed.
     """
     set_up(config, device)
     check_writable(config.checkpoints_dir)
+    if config.kind != "search":
+        _check_begun(config)
     prepared = _wait_for_data(config, stop)
     inputs = Inputs.load(config, prepared)
     own = study_fingerprint(config, inputs)
-    if has_reruns_alone(config):
-        _check_reruns(config)
     slots = create_or_join(config, own, patient=True, hurried=stop.asked)
     worker, every_s = worker_name(os.getpid()), config.tracking.system_metrics_s
     spool = Spool.of(config, slots.study_id)
@@ -82,16 +83,17 @@ def work(config: StudyConfig, device: torch.device, stop: StopSignal) -> list[Sl
             _run_slot(slot, slots, partial(spool.run, machine=machine), inputs, device, stop)
 
 
-def _check_reruns(config: StudyConfig) -> None:
+def _check_begun(config: StudyConfig) -> None:
     """Raises NoStudy where there is none to train: an empty study would be over at once."""
     try:
         there = bool(join(config).records())
-    except NoStudy:
+    except (NoDatabase, NoStudy):
         there = False
     if not there:
+        command, *options = BEGUN_BY[config.kind]
         raise NoStudy(
             f"no study '{config.name}' with slots yet; begin it with: deepfake-study "
-            f"{'evaluate CONFIG --seeds N' if is_final(config) else 'audit CONFIG --leak'}"
+            f"{' '.join((command, 'CONFIG', *options))}"
         )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from deepfake.audit.leak_arms import arm_of, write_annotations
+from deepfake.audit.leak_arms import write_annotations
 from deepfake.audit.leaks import audit
 from deepfake.config import DataConfig
 from deepfake.data.prepare import load_prepared, prepare_data
@@ -17,6 +17,7 @@ from deepfake.data.splits import Opening, SplitClosed, read_split
 from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.timing import measure_data
+from study.config.beside import ARMS, leak_dir, split_by
 from study.config.load import load_config
 from study.config.schema import public_yaml
 from study.evaluation.analysis import analyse
@@ -175,9 +176,9 @@ def test_the_price_of_a_leak_is_measured_on_splits_drawn_from_train_and_val(
 ) -> None:
     draw_four(tmp_path)
     prepare_data(config(tmp_path), processes=1)
-    write_annotations(config(tmp_path))
-    for arm in ("photo", "face"):
-        of_arm = arm_of(config(tmp_path), arm)
+    write_annotations(config(tmp_path), leak_dir(config(tmp_path)))
+    for arm in ARMS:
+        of_arm = split_by(config(tmp_path), arm)
         summary = prepare_data(of_arm, processes=1).summary
         assert list(summary.splits) == ["train", "val", "test"]
         assert (summary.real, summary.fake) == (16, 20)  # no face of a test set

@@ -1,41 +1,45 @@
 """The price of a leak: a baseline on faces split by face and by photo."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from deepfake.audit.leak_arms import arm_of, write_annotations
-from deepfake.config import DataConfig
+from deepfake.audit.leak_arms import write_annotations
 from deepfake.data.layouts.openforensics import read_faces
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import read_split
 from deepfake.errors import DataError
-from study.evaluation.leak import leak_of
+from study.config.beside import leak_dir, leak_of
+from study.config.schema import StudyConfig
 from study.slots.study import join
 from tests.support.photos import draw_set
 from tests.support.runs import Folder
 
+MakeConfig = Callable[..., StudyConfig]
 
-def data_of(path: Path, n_photos: int = 30) -> DataConfig:
-    draw_set(path / "photos", n_photos)
-    return DataConfig(
-        annotations=(path / "photos/Train_poly.json",),
-        photos_dir=path / "photos",
-        work_dir=path / "faces",
+
+@pytest.fixture
+def config(make_config: MakeConfig, tmp_path: Path) -> StudyConfig:
+    path = draw_set(tmp_path / "photos", 30)
+    return make_config(
+        f"data.annotations=[{path}]",
+        f"data.photos_dir={path.parent}",
+        f"data.work_dir={tmp_path}/faces",
     )
 
 
-def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(tmp_path: Path) -> None:
-    data = data_of(tmp_path)
+def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(config: StudyConfig) -> None:
+    data = config.data
     prepare_data(data)
-    write_annotations(data)
+    write_annotations(data, leak_dir(data))
     seen = pd.concat([read_split(data.work_dir, split) for split in ("train", "val")])
     wanted = seen.sort_values("cutted_name", ignore_index=True)
-    for arm in ("photo", "face"):
-        of_arm = arm_of(data, arm)
+    for arm, study in leak_of(config).items():
+        of_arm = study.data
         assert of_arm.group_by == arm
         found = read_faces(of_arm.annotations).sort_values("cutted_name", ignore_index=True)
         pd.testing.assert_frame_equal(found, wanted)
@@ -43,25 +47,25 @@ def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(tmp_path: Pa
         assert load_prepared(of_arm).summary.faces == len(wanted)
 
 
-def test_photos_are_whole_in_one_arm_and_cut_in_the_other(tmp_path: Path) -> None:
-    data = data_of(tmp_path)
+def test_photos_are_whole_in_one_arm_and_cut_in_the_other(config: StudyConfig) -> None:
+    data = config.data
     prepare_data(data)
-    write_annotations(data)
+    write_annotations(data, leak_dir(data))
     shared = {}
-    for arm in ("photo", "face"):
-        work_dir = prepare_data(arm_of(data, arm)).work_dir
+    for arm, study in leak_of(config).items():
+        work_dir = prepare_data(study.data).work_dir
         train, val = (read_split(work_dir, split) for split in ("train", "val"))
         shared[arm] = set(train["image_id"]) & set(val["image_id"])
     assert shared["photo"] == set()
     assert shared["face"] != set()
 
 
-def test_what_cant_be_written_is_one_line(tmp_path: Path) -> None:
-    data = data_of(tmp_path)
+def test_what_cant_be_written_is_one_line(config: StudyConfig) -> None:
+    data = config.data
     prepare_data(data)
-    (data.work_dir / "leak").touch()  # a file, where the folder would be
+    leak_dir(data).touch()  # a file, where the folder would be
     with pytest.raises(DataError, match=r"leak: File exists; mend that"):
-        write_annotations(data)
+        write_annotations(data, leak_dir(data))
 
 
 @pytest.mark.slow
@@ -82,7 +86,7 @@ def test_the_price_is_measured_by_both_arms_and_prints_again_the_same(tmp_path: 
 
     # the trainings are slots of studies beside the search, which has not begun
     for arm in ("photo", "face"):
-        of_arm = leak_of(folder.study_config(), arm)
+        of_arm = leak_of(folder.study_config())[arm]
         stores = sorted(path.name for path in (of_arm.data.work_dir / "store").glob("*.npy"))
         assert stores == ["faces_33.npy"]  # the CNN's would not be read
         records = join(of_arm).records()
@@ -104,11 +108,10 @@ def test_a_baseline_that_is_not_there_is_said_before_anything_is_trained(tmp_pat
     assert not (tmp_path / "mlruns").exists()
     done = folder.call("worker", "--leak", "photo")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "not prepared yet: run deepfake-study prepare" in done.stderr
-    assert folder.call("prepare").returncode == 0
-    done = folder.call("worker", "--leak", "photo")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "no study 'sample-leak-photo' yet; begin it with" in done.stderr
+    assert (
+        "no study 'sample-leak-photo' with slots yet; begin it with: deepfake-study audit"
+        in done.stderr
+    )
     done = folder.call("worker", "--leak", "group")
     assert done.returncode == 2
     assert "--leak group: the splits are by photo or by face" in done.stderr
@@ -125,5 +128,5 @@ def test_both_arms_are_trained_on_the_device_that_was_named(
     assert done.returncode == 0, done.stderr
     assert "--device cpu" in done.stderr
     for arm in ("photo", "face"):
-        (record,) = join(leak_of(folder.study_config(), arm)).records()
+        (record,) = join(leak_of(folder.study_config())[arm]).records()
         assert record.state == "complete"

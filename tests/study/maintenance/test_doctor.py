@@ -175,7 +175,7 @@ def test_a_lost_mlflow_database_is_one_finding(slots: Slots, tmp_path: Path) -> 
     assert remedy.startswith("put MLflow's database back, or set tracking.uri")
 
 
-def test_the_disk_of_reruns_and_of_the_leaks_arms_is_counted(slots: Slots, tmp_path: Path) -> None:
+def test_the_disk_of_the_studies_beside_it_is_counted(slots: Slots, tmp_path: Path) -> None:
     for size, name in enumerate(("-final", "-leak-photo", "-leak-face"), start=1):
         folder = slots.config.checkpoints_dir.with_name(f"sample{name}") / "0f/spool"
         folder.mkdir(parents=True)
@@ -188,7 +188,7 @@ def test_the_disk_of_reruns_and_of_the_leaks_arms_is_counted(slots: Slots, tmp_p
     assert disk["checkpoints of sample-final"] == 1
     assert disk["of them, spool of sample-leak-photo"] == 2
     assert disk["checkpoints of sample-leak-face"] == 3
-    assert disk["both arms of audit --leak"] == 9
+    assert disk["data of sample-leak-photo"] == 9
     assert disk["MLflow's artifacts of sample-final"] == 7
 
 
