@@ -7,7 +7,6 @@ from .finalists import (
     begin_final as begin_final,
     contenders_of_final as contenders_of_final,
     contenders_of_search as contenders_of_search,
-    incumbents as incumbents,
 )
 from .leak import (
     Price as Price,

@@ -36,7 +36,7 @@ from deepfake.transforms import SUITE
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluation.analysis import analyse
 from study.evaluation.artifacts import corruptions_figure, exhibits
-from study.evaluation.finalists import Contender, incumbents, of_search
+from study.evaluation.finalists import Contender, diagnostics_of, of_search
 from study.evaluation.predictions import (
     Finalist,
     Role,
@@ -197,7 +197,7 @@ class Evaluator:
         self, contenders: Sequence[Contender], left_out: Sequence[str], *, corruptions: bool
     ) -> Evaluation:
         self._rows, self._falls = [], []
-        everyone = (*contenders, *incumbents(self.slots))
+        everyone = (*contenders, *diagnostics_of(self.slots))
         under_corruptions = first_seeds(contenders) if corruptions else []
         proven = self._prove_all(everyone)
         opening, entry = self._freeze(proven)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from deepfake.errors import UserError
 from study.config import final_of
 from study.evaluation.predictions import Role
-from study.slots import Rerun, SlotRecord, Slots, create_or_join
+from study.slots import Rerun, SlotRecord, Slots, create_or_join, incumbents, ranked
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,10 @@ def of_search(slots: Slots, record: SlotRecord) -> Contender:
     )
 
 
-def incumbents(slots: Slots) -> list[Contender]:
-    """Each slot that was the best of the search when its number came: diagnostics, to show how
-    far the choice by the objective carries on test."""
-    found: list[Contender] = []
-    if slots.config.kind != "search":
-        return found
-    best = float("inf")
-    for record in slots.records():
-        if record.state == "complete" and record.best_loss is not None and record.best_loss < best:
-            best = record.best_loss
-            number = record.number
-            found.append(Contender(f"incumbent {number}", "diagnostic", number, 0, record, slots))
-    return found
+def diagnostics_of(slots: Slots) -> list[Contender]:
+    """The incumbents of a search, to show how far the choice by the objective carries on test."""
+    found = incumbents(slots.records()) if slots.config.kind == "search" else []
+    return [Contender(f"incumbent {r.number}", "diagnostic", r.number, 0, r, slots) for r in found]
 
 
 def _chosen(slots: Slots, top: int) -> list[SlotRecord]:
@@ -122,6 +113,5 @@ def _chosen(slots: Slots, top: int) -> list[SlotRecord]:
     complete = [record for record in records if record.state == "complete"]
     if not complete:
         raise UserError(f"study '{slots.config.name}' has no complete slot to evaluate")
-    drawn = [record for record in complete if record.baseline is None]
-    drawn.sort(key=lambda record: (record.best_loss, record.number))
+    drawn = ranked(record for record in complete if record.baseline is None)
     return [*drawn[:top], *(record for record in complete if record.baseline is not None)]

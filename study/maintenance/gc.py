@@ -10,9 +10,8 @@ from filelock import FileLock, Timeout
 
 from deepfake.data import CROPS, store_path
 from study.config import StudyConfig, TrackingError
-from study.evaluation import incumbents
 from study.maintenance.disk import Usage, bytes_of
-from study.slots import SlotRecord, Slots, join
+from study.slots import SlotRecord, Slots, incumbents, join, ranked
 from study.tracking import WEIGHTS, Shelf, Spool
 from study.worker import checkpoints_of
 
@@ -71,8 +70,7 @@ def _kept(
 ) -> dict[int, str]:
     """Why, by slot."""
     # of the drawn ones, as evaluate chooses its candidates: baselines stay anyway
-    drawn = [r for r in records if r.state == "complete" and r.baseline is None]
-    drawn.sort(key=lambda record: (record.best_loss, record.number))
+    drawn = ranked(r for r in records if r.baseline is None)
     waiting = {j.slot for j in Spool.of(slots.config, slots.study_id).journals() if j.pending}
     opened = "\n".join(
         name for entry in slots.attributes().get("openings", []) for name in entry["finalists"]
@@ -82,7 +80,7 @@ def _kept(
         ("baseline", {r.number for r in records if r.baseline is not None}),
         ("finalist", named),
         (f"among the best {best}", {record.number for record in drawn[:best]}),
-        ("incumbent", {contender.slot for contender in incumbents(slots)}),
+        ("incumbent", {record.number for record in incumbents(records)}),
         ("MLflow has still to be told of it", waiting),
     ]
     kept: dict[int, str] = {}

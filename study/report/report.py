@@ -30,11 +30,10 @@ from study.report.search_plots import (
     shown,
     spared,
     stops,
-    top,
 )
 from study.report.test_plots import CANDIDATES, candidate_symbols, corruption_figures
 from study.report.test_section import tested_content
-from study.slots import STATES, SlotRecord, Slots, best_of
+from study.slots import STATES, SlotRecord, Slots, best_of, incumbents, ranked
 from study.templates import render
 from study.tracking import Spool, Tracker, git_commit
 
@@ -109,7 +108,7 @@ def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, 
         "states": {s: n for s in STATES if (n := sum(r.state == s for r in records))},
         "max_epochs": max_epochs,
         "best": best,
-        "incumbents": charts.incumbents(records),
+        "incumbents": incumbents(records),
         "spared": spared(records, max_epochs),
         "stops": stops(records),
         "slot_seconds": sum(record.seconds or 0 for record in records),
@@ -123,7 +122,7 @@ def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, 
         "published": {b.params.variant: b for b in baselines.baselines if b.published is not None},
         "variant_of": {b.name: b.params.variant for b in baselines.baselines},
         "shown": shown(records),
-        "top": top(records, 10),
+        "top": {record.number for record in ranked(records)[:10]},
         "most_lines": LINES,
         "min_for_importances": charts.MIN_FOR_IMPORTANCES,
     }

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from deepfake.config import Variant
 from study.config import OBJECTIVES, Range, Space
-from study.slots import SlotRecord, best_of
+from study.slots import SlotRecord, best_of, incumbents
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
 
@@ -64,15 +64,6 @@ def history_figure(records: Sequence[SlotRecord]) -> go.Figure | None:
     figure.update_xaxes(tickformat="d")
     _scale_y(figure, map(_loss, measured))
     return figure
-
-
-def incumbents(records: Sequence[SlotRecord]) -> list[SlotRecord]:
-    """Each complete slot whose loss is lower than those of all before it."""
-    found: list[SlotRecord] = []
-    for record in _measured(records):
-        if record.state == "complete" and (not found or _loss(record) < _loss(found[-1])):
-            found.append(record)
-    return found
 
 
 def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.Figure]:
@@ -476,9 +467,3 @@ def shown(records: Sequence[SlotRecord]) -> set[int]:
     """The slots whose curves are drawn at first: the baselines and the best."""
     best = best_of(records)
     return {r.number for r in records if r.baseline} | ({best.number} if best else set())
-
-
-def top(records: Sequence[SlotRecord], n: int) -> set[int]:
-    """The complete slots of the lowest loss."""
-    complete = [r for r in records if r.state == "complete"]
-    return {r.number for r in sorted(complete, key=lambda r: (r.best_loss, r.number))[:n]}

@@ -24,6 +24,8 @@ from .records import (
     Stage as Stage,
     State as State,
     best_of as best_of,
+    incumbents as incumbents,
+    ranked as ranked,
     summary as summary,
 )
 from .slots import Slots as Slots

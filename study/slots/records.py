@@ -1,7 +1,8 @@
 """What people see of a slot: one record, whatever attempts it took."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -135,10 +136,29 @@ def lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:
     return count
 
 
-def best_of(records: Sequence[SlotRecord]) -> SlotRecord | None:
-    """The complete slot of the lowest objective; of equals, the first."""
+def ranked(records: Iterable[SlotRecord]) -> list[SlotRecord]:
+    """The complete slots, the lowest objective first; of equals, the first."""
     complete = [record for record in records if record.state == "complete"]
-    return min(complete, key=lambda record: (record.best_loss, record.number), default=None)
+    return sorted(complete, key=lambda record: (record.best_loss, record.number))
+
+
+def best_of(records: Iterable[SlotRecord]) -> SlotRecord | None:
+    return next(iter(ranked(records)), None)
+
+
+def incumbents(records: Iterable[SlotRecord]) -> list[SlotRecord]:
+    """Each complete slot whose objective is lower than those of all before it.
+
+    records: by number.
+    """
+    found: list[SlotRecord] = []
+    lowest = math.inf
+    for record in records:
+        loss = record.best_loss
+        if record.state == "complete" and loss is not None and loss < lowest:
+            lowest = loss
+            found.append(record)
+    return found
 
 
 def summary(name: str, records: Sequence[SlotRecord]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from study.evaluation.finalists import (
     begin_final,
     contenders_of_final,
     contenders_of_search,
-    incumbents,
+    diagnostics_of,
 )
 from study.search.space import suggest
 from study.slots.slots import Slots
@@ -138,7 +138,7 @@ def test_without_seeds_the_searchs_own_trainings_stand(search: Slots) -> None:
 
 
 def test_incumbents_are_those_that_were_the_best_when_their_number_came(search: Slots) -> None:
-    found = incumbents(search)
+    found = diagnostics_of(search)
     assert [(c.model, c.role, c.slot) for c in found] == [
         ("incumbent 0", "diagnostic", 0),
         ("incumbent 2", "diagnostic", 2),
