@@ -231,7 +231,9 @@ def _model(measured: Measured, val_nll: float) -> dict[str, Any]:
                 "by_seed": seeds.tolist(),
             }
     return {
-        **asdict(measured.finalist),
+        "model": measured.finalist.model,
+        "role": measured.finalist.role,
+        "slot": measured.finalist.slot,
         "seeds": list(measured.finalist.seeds),
         "val_nll": val_nll,
         "temperature": [chosen.temperature for chosen in measured.chosen],

@@ -38,14 +38,12 @@ from study.evaluation.analysis import analyse
 from study.evaluation.artifacts import corruptions_figure, exhibits
 from study.evaluation.finalists import Contender, diagnostics_of, of_search
 from study.evaluation.predictions import (
-    Finalist,
-    Role,
     prediction_rows,
     read_predictions,
     write_predictions,
 )
 from study.evaluation.robustness import Row, falls_of, first_seeds, write_corruptions
-from study.slots import SlotRecord, Slots
+from study.slots import SlotRecord, Slots, Training
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
 from study.worker import Inputs, hardware, set_up, study_fingerprint
 
@@ -117,13 +115,9 @@ class SplitFigures:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluated(Training):
     """One training, re-evaluated."""
 
-    model: str  # the baseline's name, "slot N", or "incumbent N"
-    role: Role
-    slot: int  # of the search
-    seed: int
     variant: str
     weights_sha256: str
     proof: Proof
@@ -337,14 +331,11 @@ class Evaluator:
         same_hardware = self.tracker.tags(record.run_id)["hardware"] == hardware(self.device)
         recomputed = cross_entropy(monitored, faces.labels)
         proof = prove(record, recomputed, train, same_hardware=same_hardware)
-        figures, files = self._figures(contender, logits, faces, "val")
+        figures, files = self._figures(contender.training, logits, faces, "val")
         found = {proof.objective: proof.recomputed}
         self.tracker.log_evaluation(record.run_id, "proof", found, files)
         return Evaluated(
-            model=contender.model,
-            role=contender.role,
-            slot=contender.slot,
-            seed=contender.seed,
+            **asdict(contender.training),
             variant=train.variant,
             weights_sha256=weights_sha256,
             proof=proof,
@@ -384,7 +375,7 @@ class Evaluator:
         self, contender: Contender, evaluated: Evaluated, opening: Opening, *, fall: bool = False
     ) -> Evaluated:
         """The same model on each test set, logged to its run; fall: on test under corruptions."""
-        record = contender.record
+        record, training = contender.record, contender.training
         assert record.params is not None
         assert record.run_id is not None
         network, weights_sha256 = self.load(record)
@@ -395,10 +386,10 @@ class Evaluator:
             faces = Faces.load(self.inputs.prepared.work_dir, split, train.side_px, opening)
             logits = evaluate(network, faces, train, self.device, self._steps.advance)
             if fall and split == "test":
-                log.info("%s: %d test faces under corruptions", contender.model, len(faces))
-                self._falls += falls_of(contender, network, faces, logits, train, self.device)
+                log.info("%s: %d test faces under corruptions", training.model, len(faces))
+                self._falls += falls_of(training, network, faces, logits, train, self.device)
                 self._steps.advance(len(SUITE) * self.batches("test"))
-            of_set[split], files = self._figures(contender, logits, faces, split)
+            of_set[split], files = self._figures(training, logits, faces, split)
             tested_on = [dataset(self.inputs.prepared, split, faces.table)]
             self.tracker.note_datasets(record.run_id, tested_on)
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
@@ -419,11 +410,10 @@ class Evaluator:
             self.tracker.log_study_file(f"test/{path.name}", path)
 
     def _figures(
-        self, contender: Contender, logits: torch.Tensor, faces: Faces, split: Split
+        self, training: Training, logits: torch.Tensor, faces: Faces, split: Split
     ) -> tuple[SplitFigures, dict[str, Any]]:
         """Figures of one split, and the files that show them in MLflow; its rows are kept."""
-        of = Finalist(contender.model, contender.role, contender.slot, (contender.seed,))
-        rows = prediction_rows(faces.table, logits.numpy(), of, contender.seed, split)
+        rows = prediction_rows(faces.table, logits.numpy(), training, split)
         self._rows.append(rows)
         photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
         matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)

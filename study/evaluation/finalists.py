@@ -5,20 +5,16 @@ from dataclasses import dataclass
 
 from deepfake.errors import UserError
 from study.config import final_of
-from study.evaluation.predictions import Role
-from study.slots import Rerun, SlotRecord, Slots, create_or_join, incumbents, ranked
+from study.slots import SlotRecord, Slots, Training, create_or_join, incumbents, ranked
 
 
 @dataclass(frozen=True)
 class Contender:
     """One trained model that is put before the test split."""
 
-    model: str  # the baseline's name, or "slot N"
-    role: Role
-    slot: int  # of the search
-    seed: int
-    record: SlotRecord  # of the training that stands for it
-    slots: Slots  # the study of that training
+    training: Training
+    record: SlotRecord
+    slots: Slots  # the study that has the record
 
 
 def begin_final(slots: Slots, top: int, seeds: int) -> Slots:
@@ -35,13 +31,7 @@ def begin_final(slots: Slots, top: int, seeds: int) -> Slots:
     for seed in range(seeds):  # a whole round of seeds before the next: what is done is even
         for record in chosen:
             assert record.params is not None
-            rerun = Rerun(
-                model=record.baseline or f"slot {record.number}",
-                role="baseline" if record.baseline else "candidate",
-                slot=record.number,
-                seed=seed,
-            )
-            wanted.append((rerun, record.params))
+            wanted.append((_training_of(record, seed), record.params))
     final.add_reruns(wanted)
     return final
 
@@ -53,7 +43,7 @@ def contenders_of_final(
     of them that has no weights to show."""
     chosen = {record.number for record in _chosen(search, top)}
     found, left_out = contenders_of_reruns(final, chosen, seeds)
-    return sorted(found, key=lambda c: (c.role != "candidate", c.record.number)), left_out
+    return sorted(found, key=lambda c: (c.training.role != "candidate", c.record.number)), left_out
 
 
 def contenders_of_reruns(
@@ -68,8 +58,7 @@ def contenders_of_reruns(
         if rerun.slot not in chosen or rerun.seed >= seeds:
             continue
         if record.state == "complete":
-            contender = Contender(rerun.model, rerun.role, rerun.slot, rerun.seed, record, reruns)
-            found.append(contender)
+            found.append(Contender(rerun, record, reruns))
         else:
             why = f"{record.state}: {record.reason}"
             left_out.append(f"{rerun.model} seed {rerun.seed} is left out ({why})")
@@ -85,20 +74,25 @@ def contenders_of_search(slots: Slots, top: int) -> list[Contender]:
 
 def of_search(slots: Slots, record: SlotRecord) -> Contender:
     """A slot as the search trained it."""
-    return Contender(
+    return Contender(_training_of(record, seed=0), record, slots)
+
+
+def _training_of(record: SlotRecord, seed: int) -> Training:
+    return Training(
         model=record.baseline or f"slot {record.number}",
         role="baseline" if record.baseline else "candidate",
         slot=record.number,
-        seed=0,
-        record=record,
-        slots=slots,
+        seed=seed,
     )
 
 
 def diagnostics_of(slots: Slots) -> list[Contender]:
     """The incumbents of a search, to show how far the choice by the objective carries on test."""
     found = incumbents(slots.records()) if slots.config.kind == "search" else []
-    return [Contender(f"incumbent {r.number}", "diagnostic", r.number, 0, r, slots) for r in found]
+    return [
+        Contender(Training(f"incumbent {r.number}", "diagnostic", r.number, 0), r, slots)
+        for r in found
+    ]
 
 
 def _chosen(slots: Slots, top: int) -> list[SlotRecord]:

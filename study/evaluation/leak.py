@@ -16,7 +16,7 @@ from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_reruns
 from study.evaluation.predictions import finalists_of, of_split
 from study.evaluation.verdict import MIN_SEEDS, Estimate, Welch, difference
-from study.slots import Rerun, Slots
+from study.slots import Slots, Training
 from study.worker import begin
 
 FIGURES = ("nll", "auc", "accuracy")
@@ -82,7 +82,7 @@ def begin_leak(
     number = slot_of(config, baseline)
     params = config.baseline_params(config.baselines.baselines[number])
     side = config.train.image_size.of(params.variant)  # a store of another would not be read
-    reruns = [Rerun(baseline, "baseline", number, seed) for seed in range(seeds)]
+    reruns = [Training(baseline, "baseline", number, seed) for seed in range(seeds)]
     begun = {}
     for arm, of_arm in leak_of(config).items():
         begun[arm] = begin(of_arm, lambda split: prepare(split, (side,)), warn)

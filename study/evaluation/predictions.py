@@ -5,9 +5,9 @@ import json
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from deepfake.config import FAKE, LABELS, REAL
 from deepfake.data import PHOTO
 from deepfake.errors import UserError, one_line
-
-Role = Literal["baseline", "candidate", "diagnostic"]
-ROLES: tuple[Role, ...] = get_args(Role)
+from study.slots import ROLES, Role, Training
 
 FACE = (*PHOTO, "cutted_name")
 ARM = ("model", "seed")  # one training
@@ -42,12 +40,25 @@ class PredictionsError(UserError):
 
 @dataclass(frozen=True)
 class Finalist:
-    """One configuration in the table, trained with each of its seeds."""
+    """One model in the table: its trainings, which differ in their seeds alone."""
 
-    model: str
-    role: Role
-    slot: int
-    seeds: tuple[int, ...]
+    trainings: tuple[Training, ...]  # seeds ascending
+
+    @property
+    def model(self) -> str:
+        return self.trainings[0].model
+
+    @property
+    def role(self) -> Role:
+        return self.trainings[0].role
+
+    @property
+    def slot(self) -> int:
+        return self.trainings[0].slot
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(training.seed for training in self.trainings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +79,7 @@ class SplitPredictions:
 
 
 def prediction_rows(
-    faces: pd.DataFrame, logits: NDArray[np.float32], finalist: Finalist, seed: int, split: str
+    faces: pd.DataFrame, logits: NDArray[np.float32], training: Training, split: str
 ) -> pd.DataFrame:
     """The rows of one training on one split.
 
@@ -80,10 +91,7 @@ def prediction_rows(
         split=split,
         label=faces["category_id"],
         face_px=[min(json.loads(bbox)[2:]) for bbox in faces["bbox"]],
-        model=finalist.model,
-        role=finalist.role,
-        slot=finalist.slot,
-        seed=seed,
+        **asdict(training),
         logit_real=logits[:, REAL],
         logit_fake=logits[:, FAKE],
     )
@@ -137,11 +145,14 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def finalists_of(predictions: pd.DataFrame) -> list[Finalist]:
     """Baselines, then candidates, then diagnostics, each by slot."""
-    of_model = predictions[["model", "role", "slot", "seed"]].drop_duplicates()
+    trained = predictions[["model", "role", "slot", "seed"]].drop_duplicates()
     found = []
-    for _, rows in of_model.groupby("model", observed=True):
-        model, role, slot = (rows[column].iloc[0] for column in ("model", "role", "slot"))
-        found.append(Finalist(model, role, int(slot), tuple(sorted(map(int, rows["seed"])))))
+    for _, rows in trained.groupby("model", observed=True):
+        of_model = (
+            Training(model, role, int(slot), int(seed))
+            for model, role, slot, seed in rows.itertuples(index=False)
+        )
+        found.append(Finalist(tuple(sorted(of_model, key=lambda training: training.seed))))
     return sorted(found, key=lambda f: (ROLES.index(f.role), f.slot, f.model))
 
 

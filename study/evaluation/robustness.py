@@ -1,6 +1,7 @@
 """How far the finalists fall on test faces under corruptions: a row for each, as a table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deepfake.data import PHOTO, Faces
 from deepfake.metrics import draw_photos, intervals, measure
 from deepfake.transforms import SUITE, logits_under
 from study.evaluation.finalists import Contender
+from study.slots import Training
 
 CLEAN = "clean"
 FIGURES = ("nll", "accuracy", "auc")
@@ -30,13 +32,13 @@ Row = Mapping[str, Any]  # of COLUMNS; level is None where nothing was done
 def first_seeds(contenders: Sequence[Contender]) -> list[Contender]:
     """One training of each model, of its lowest seed: what is measured under corruptions."""
     first: dict[str, Contender] = {}
-    for contender in sorted(contenders, key=lambda contender: contender.seed):
-        first.setdefault(contender.model, contender)
+    for contender in sorted(contenders, key=lambda contender: contender.training.seed):
+        first.setdefault(contender.training.model, contender)
     return list(first.values())
 
 
 def falls_of(
-    contender: Contender,
+    training: Training,
     network: nn.Module,
     faces: Faces,
     clean: Tensor,
@@ -48,13 +50,7 @@ def falls_of(
     clean: its logits (N, 2) for the faces as they are. Intervals are 95 %, of one bootstrap over
     photos: all rows of all models have the same resamples.
     """
-    named = {
-        "model": contender.model,
-        "role": contender.role,
-        "slot": contender.slot,
-        "seed": contender.seed,
-        "variant": train.variant,
-    }
+    named = {**asdict(training), "variant": train.variant}
     labels = faces.labels
     photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
     draws = draw_photos(photos, labels.numpy())

@@ -6,6 +6,7 @@ attempts  the trials that stand for one slot, and which it needs next
 lease     a claimed slot is ours: heartbeat, fencing, watchdog; who is dead and who was cut off
 budget    a larger budget, a trial of one's own, the end of a study
 records   what people see of a slot; best, ranked, incumbents
+training  one training of a model: model, role, slot of the search, seed
 """
 
 import lazy_loader

@@ -19,7 +19,6 @@ from .records import (
     DIVERGED as DIVERGED,
     STATES as STATES,
     LastEpoch as LastEpoch,
-    Rerun as Rerun,
     SlotRecord as SlotRecord,
     Stage as Stage,
     State as State,
@@ -35,3 +34,4 @@ from .study import (
     free_name as free_name,
     join as join,
 )
+from .training import ROLES as ROLES, Role as Role, Training as Training

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from deepfake.reproducibility import derive_seed
-from study.slots.records import Rerun
+from study.slots.training import Training
 from study.storage import StorageError
 
 _FINAL = 2**32 + 1  # no slot's number
@@ -30,7 +30,7 @@ class Slot:
     attempt: int  # from 0; a killed, freed or failed attempt adds one
     baseline: str | None  # the name of the report's model whose parameters are fixed here
     trial: Trial
-    rerun: Rerun | None = None  # in a final study
+    rerun: Training | None = None  # what it trains again, where slots are given
 
     @property
     def fixed(self) -> bool:

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from deepfake.config import Hyperparameters
 from study.search import best_until, hyperparameters
+from study.slots.training import Training
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
 STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed")
@@ -23,16 +24,6 @@ STATE_OF: dict[TrialState, State] = {
 
 
 DIVERGED = "the loss was not finite"  # how the reason of a slot begins that diverged
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """What a slot of a final study trains again: a slot of the search, with a fresh seed."""
-
-    model: str  # the baseline's name, or "slot N"
-    role: Literal["candidate", "baseline"]
-    slot: int  # of the search
-    seed: int  # from 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class SlotRecord:
     run_id: str | None  # MLflow's
     worker: str | None  # host:pid that has it, or had it last
     seconds: float | None  # from claim to end
-    rerun: Rerun | None = None  # in a final study
+    rerun: Training | None = None  # what it trains again, where slots are given
     objective: str = "val_loss"  # what the losses are
     last_epoch: LastEpoch | None = None  # of this attempt
     stage: Stage | None = None
@@ -118,9 +109,9 @@ def record_of(
     )
 
 
-def rerun_of(attrs: Mapping[str, Any]) -> Rerun | None:
+def rerun_of(attrs: Mapping[str, Any]) -> Training | None:
     """As a trial's user attributes have it."""
-    return Rerun(**attrs["rerun"]) if attrs.get("rerun") else None
+    return Training(**attrs["rerun"]) if attrs.get("rerun") else None
 
 
 def lost_in_a_row(trials: Sequence[FrozenTrial]) -> int:

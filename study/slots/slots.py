@@ -18,7 +18,8 @@ from study.config import StudyConfig, StudyMismatch, refuse_other
 from study.search import new_sampler
 from study.slots.attempts import by_slot, failure, new_slots, next_attempts, waiting
 from study.slots.lease import Silence, Slot, lost, lost_if_finished
-from study.slots.records import LastEpoch, Rerun, SlotRecord, Stage, record_of, rerun_of
+from study.slots.records import LastEpoch, SlotRecord, Stage, record_of, rerun_of
+from study.slots.training import Training
 from study.storage import (
     LONGEST_WAIT_S,
     Storage,
@@ -282,7 +283,7 @@ class Slots:
                 f"'{search.config.name}'; search under a new name: deepfake-study run CONFIG --new"
             )
 
-    def add_reruns(self, reruns: Sequence[tuple[Rerun, Hyperparameters]]) -> None:
+    def add_reruns(self, reruns: Sequence[tuple[Training, Hyperparameters]]) -> None:
         """A slot for each that has none yet, its parameters fixed; of a final study."""
         with self.exclusive():
             records = self.records()

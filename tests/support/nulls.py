@@ -15,6 +15,7 @@ from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES, build_head
 from deepfake.training.loop import fit
 from study.evaluation.predictions import Finalist, SplitPredictions
 from study.evaluation.verdict import best_candidate, face_losses, nll_estimate, rule
+from study.slots.training import Role, Training
 
 CANDIDATES = BASELINES = 3
 PHOTOS = 200  # of a split, one to four faces each
@@ -32,9 +33,13 @@ class Outcome:
 
 def finalists(seeds: int) -> list[Finalist]:
     names = [f"baseline {i}" for i in range(BASELINES)] + [f"slot {i}" for i in range(CANDIDATES)]
-    roles = ["baseline"] * BASELINES + ["candidate"] * CANDIDATES
+    roles: list[Role] = ["baseline"] * BASELINES + ["candidate"] * CANDIDATES
     pairs = enumerate(zip(names, roles, strict=True))
-    return [Finalist(name, role, at, tuple(range(seeds))) for at, (name, role) in pairs]
+    return [finalist(name, role, at, *range(seeds)) for at, (name, role) in pairs]
+
+
+def finalist(model: str, role: Role, slot: int, *seeds: int) -> Finalist:
+    return Finalist(tuple(Training(model, role, slot, seed) for seed in seeds))
 
 
 def draw_faces(rng: np.random.Generator, photos: int = PHOTOS) -> pd.DataFrame:

@@ -17,8 +17,9 @@ from sklearn.metrics import (
 
 from deepfake.metrics.calibration import fit_temperature, reliability
 from study.evaluation.error_analysis import MAX_POINTS, curves, precision_recall, roc
-from study.evaluation.predictions import Finalist, SplitPredictions
+from study.evaluation.predictions import SplitPredictions
 from tests.deepfake.metrics.test_calibration import calibration_error
+from tests.support.nulls import finalist
 
 
 def drawn(n=400, seeds=1, state=0):
@@ -96,7 +97,7 @@ def found():
         SplitPredictions(pd.DataFrame({"label": of.numpy()}), {"slot 7": said.numpy()})
         for of, said in ((val_labels, val_logits), (labels, logits))
     )
-    (found,) = curves([Finalist("slot 7", "candidate", 7, (0, 1))], val, test)
+    (found,) = curves([finalist("slot 7", "candidate", 7, 0, 1)], val, test)
     return found
 
 

@@ -19,6 +19,7 @@ from study.evaluation.finalists import (
 from study.search.space import suggest
 from study.slots.slots import Slots
 from study.slots.study import NoStudy, create_or_join, join
+from study.slots.training import Training
 
 FINGERPRINT = {"data crops (sha256)": "c" * 64, "study.seed": 0}
 MakeConfig = Callable[..., StudyConfig]
@@ -110,7 +111,8 @@ def test_those_who_failed_are_left_out_and_named(search: Slots) -> None:
     assert left_out == [
         "slot 6 seed 0 is left out (failed: the loss was not finite behind 0 finite epochs)"
     ]
-    assert [(c.model, c.seed) for c in found if c.role == "candidate"] == [("slot 6", 1)]
+    assert Training("slot 6", "candidate", 6, 0) not in [c.training for c in found]
+    assert Training("slot 6", "candidate", 6, 1) in [c.training for c in found]
     assert len(found) == 7
 
 
@@ -118,7 +120,7 @@ def test_fewer_finalists_than_were_trained_are_those_that_were_asked_for(search:
     train(begin_final(search, top=3, seeds=3))
     final = join(final_of(search.config))
     found, left_out = contenders_of_final(final, 1, 2, search)
-    assert {(c.model, c.seed) for c in found} == {
+    assert {(c.training.model, c.training.seed) for c in found} == {
         (model, seed)
         for model in ("slot 6", "cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
         for seed in (0, 1)
@@ -128,22 +130,19 @@ def test_fewer_finalists_than_were_trained_are_those_that_were_asked_for(search:
 
 def test_without_seeds_the_searchs_own_trainings_stand(search: Slots) -> None:
     found = contenders_of_search(search, top=2)
-    assert [(c.model, c.role, c.slot, c.seed) for c in found] == [
-        ("slot 6", "candidate", 6, 0),
-        ("slot 4", "candidate", 4, 0),
-        ("cnn", "baseline", 0, 0),
-        ("mobilenet_v2_frozen", "baseline", 1, 0),
-        ("mobilenet_v2_finetuned", "baseline", 2, 0),
+    assert [contender.training for contender in found] == [
+        Training("slot 6", "candidate", 6, 0),
+        Training("slot 4", "candidate", 4, 0),
+        Training("cnn", "baseline", 0, 0),
+        Training("mobilenet_v2_frozen", "baseline", 1, 0),
+        Training("mobilenet_v2_finetuned", "baseline", 2, 0),
     ]
 
 
 def test_incumbents_are_those_that_were_the_best_when_their_number_came(search: Slots) -> None:
     found = diagnostics_of(search)
-    assert [(c.model, c.role, c.slot) for c in found] == [
-        ("incumbent 0", "diagnostic", 0),
-        ("incumbent 2", "diagnostic", 2),
-        ("incumbent 4", "diagnostic", 4),
-        ("incumbent 6", "diagnostic", 6),
+    assert [contender.training for contender in found] == [
+        Training(f"incumbent {number}", "diagnostic", number, 0) for number in (0, 2, 4, 6)
     ]
 
 

@@ -8,7 +8,6 @@ import pytest
 from study.evaluation.predictions import (
     COLUMNS,
     LOGITS,
-    Finalist,
     PredictionsError,
     finalists_of,
     of_split,
@@ -16,9 +15,10 @@ from study.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from tests.support.nulls import finalist
 
-CNN = Finalist("cnn", "baseline", 0, (0, 1))
-SLOT = Finalist("slot 7", "candidate", 7, (0, 1))
+CNN = finalist("cnn", "baseline", 0, 0, 1)
+SLOT = finalist("slot 7", "candidate", 7, 0, 1)
 
 
 def faces(labels):
@@ -40,10 +40,9 @@ def table(splits=("val", "test"), finalists=(CNN, SLOT)):
     parts = []
     for split in splits:
         cut = faces([0, 1, 1, 0, 1, 0])
-        for finalist in finalists:
-            for seed in finalist.seeds:
-                logits = rng.normal(0, 3, (len(cut), 2)).astype(np.float32)
-                parts.append(prediction_rows(cut, logits, finalist, seed, split))
+        for training in (t for one in finalists for t in one.trainings):
+            logits = rng.normal(0, 3, (len(cut), 2)).astype(np.float32)
+            parts.append(prediction_rows(cut, logits, training, split))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -86,8 +85,8 @@ def test_a_source_or_a_model_named_na_is_kept(tmp_path):
 
 
 def test_finalists_are_baselines_then_candidates_then_diagnostics():
-    incumbent = Finalist("slot 3", "diagnostic", 3, (0,))
-    second = Finalist("slot 12", "candidate", 12, (0, 1))
+    incumbent = finalist("slot 3", "diagnostic", 3, 0)
+    second = finalist("slot 12", "candidate", 12, 0, 1)
     found = finalists_of(table(finalists=(incumbent, second, SLOT, CNN)))
     assert found == [CNN, SLOT, second, incumbent]
 

@@ -34,6 +34,7 @@ from study.evaluation.robustness import (
     write_corruptions,
 )
 from study.report.test_plots import corruption_figures
+from study.slots.training import Training
 from tests.study.evaluation.test_evaluator import artifacts, run_of
 from tests.support.runs import Folder
 
@@ -76,13 +77,13 @@ def network() -> nn.Module:
 
 def contender(model: str = "slot 3", seed: int = 0) -> Contender:
     nothing = cast(Any, SimpleNamespace())  # its record and its study are not looked at
-    return Contender(model, "candidate", 3, seed, nothing, nothing)
+    return Contender(Training(model, "candidate", 3, seed), nothing, nothing)
 
 
 @pytest.fixture(scope="module")
 def rows(faces: Faces, network: nn.Module) -> list[Row]:
     clean = evaluate(network, faces, CONFIG, CPU)
-    return falls_of(contender(), network, faces, clean, CONFIG, CPU)
+    return falls_of(contender().training, network, faces, clean, CONFIG, CPU)
 
 
 def test_the_clean_row_is_first_and_has_the_ordinary_figures(
@@ -147,7 +148,8 @@ def test_equal_scores_count_half_in_the_auc_of_a_resample() -> None:
 def test_one_training_of_each_model_is_measured_that_of_its_lowest_seed() -> None:
     all_of_them = [contender("slot 3", 1), contender("cnn", 2), contender("slot 3", 0)]
     found = first_seeds([*all_of_them, contender("cnn", 1)])
-    assert sorted((c.model, c.seed) for c in found) == [("cnn", 1), ("slot 3", 0)]
+    trainings = [contender.training for contender in found]
+    assert sorted((t.model, t.seed) for t in trainings) == [("cnn", 1), ("slot 3", 0)]
 
 
 def test_levels_read_from_clean_to_harsh_and_factors_on_both_sides_of_clean(

@@ -8,7 +8,8 @@ import pytest
 
 from deepfake.metrics.bootstrap import draw_photos
 from study.evaluation.error_analysis import slices, slices_of
-from study.evaluation.predictions import Finalist, SplitPredictions
+from study.evaluation.predictions import SplitPredictions
+from tests.support.nulls import finalist
 
 # photo, label, px, P(FAKE) reaches 0.5 with seed 0, with seed 1
 FACES = [
@@ -40,7 +41,7 @@ def split_of(faces):
 
 
 SPLIT = split_of(FACES)
-CNN = Finalist("cnn", "baseline", 0, (0, 1))
+CNN = finalist("cnn", "baseline", 0, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_slice_of_one_photo_says_nothing_and_one_without_an_error_three_in_its
     right = [(photo, photo % 2, 50.0, photo % 2 == 1) for photo in range(30)]
     split = split_of(right)
     draws = draw_photos(split.photos, split.labels, 200)
-    of_right = slices(split, [Finalist("cnn", "baseline", 0, (0,))], draws)
+    of_right = slices(split, [finalist("cnn", "baseline", 0, 0)], draws)
     assert rate_of(of_right, "label", "fake") == {"value": 0, "low": 0, "high": 3 / 15}
     assert rate_of(of_right, "face size", "32 to 64 px")["high"] == 3 / 30
 

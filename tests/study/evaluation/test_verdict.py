@@ -4,7 +4,6 @@ from scipy.stats import binom, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
 
 from deepfake.metrics.bootstrap import draw_photos
-from study.evaluation.predictions import Finalist
 from study.evaluation.verdict import (
     Estimate,
     best_candidate,
@@ -16,7 +15,7 @@ from study.evaluation.verdict import (
     reproduction,
     rule,
 )
-from tests.support.nulls import finalists, ruled, simulated
+from tests.support.nulls import finalist, finalists, ruled, simulated
 
 PHOTOS = 101
 
@@ -155,7 +154,7 @@ def test_the_best_candidate_has_the_lowest_validation_nll_over_its_seeds():
 def test_a_better_baseline_or_diagnostic_is_not_the_best_candidate():
     val, _ = simulated(np.random.default_rng(3), seeds=3, seed_effect=0)
     ours = finalists(3)
-    only = [*ours[:5], Finalist(ours[5].model, "diagnostic", 5, (0, 1, 2))]
+    only = [*ours[:5], finalist(ours[5].model, "diagnostic", 5, 0, 1, 2)]
     for better in (ours[0], only[5]):
         val.logits[better.model] *= 3
     assert best_candidate(val, only).model in ("slot 0", "slot 1")
