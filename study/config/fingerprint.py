@@ -41,14 +41,13 @@ def fingerprint_of(
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
     if config.augment is not None:
         settings["augment"] = config.augment.model_dump(mode="json")
-    if config.study.objective != "val_loss":  # studies from before there was another match
+    if config.study.objective != "val_loss":  # what is as usual has no key
         settings["study"] = {"objective": config.study.objective}
     baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
     return {
         **dict(flattened(settings)),
         **{f"baselines.{key}": value for key, value in flattened(baselines)},
         "study.seed": config.study.seed,
-        # a control alone: the studies before it had no such key
         **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
         "train.weights (sha256)": weights_sha256,
         "data faces.csv (sha256)": prepared.faces_sha256,  # its labels

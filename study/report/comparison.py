@@ -36,7 +36,7 @@ def compare(slots: Slots) -> dict[str, Any]:
         "opening": evaluation["opening"],
         "openings": len({entry["sha256"] for entry in openings}),
         "analysis": evaluation["analysis"],
-        "test_sets": evaluation.get("test_sets", {}),  # an earlier release's has none
+        "test_sets": evaluation["test_sets"],
         "fake_shares": {
             split: faces[LABELS[FAKE]] / sum(faces.values())
             for split, faces in prepared.summary.splits.items()

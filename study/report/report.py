@@ -61,10 +61,7 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     witness = _witness(tracker, records, config.study.objective, missing)
     evaluation = slots.attributes().get("evaluation")
     tested, tested_figures = tested_content(evaluation, tracker)
-    # an earlier release's has no analysis, nor seeds
-    finalists = (
-        _by_slot(evaluation["finalists"]) if evaluation and "analysis" in evaluation else []
-    )
+    finalists = _by_slot(evaluation["finalists"]) if evaluation else []
     shares = charts.importances(slots.study, config.space)
     figures = _figures(records, config, witness["curves"], shares)
     corruptions = (evaluation or {}).get("corruptions") or []

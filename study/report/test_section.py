@@ -23,10 +23,7 @@ _MANY_FACES = 5000  # from here on a fourth decimal says something
 def tested_content(
     evaluation: Mapping[str, Any] | None, tracker: Tracker | None
 ) -> tuple[dict[str, Any] | None, dict[str, go.Figure]]:
-    """What the page says and draws of the test split; None before the study was evaluated.
-
-    An evaluation of an earlier release has no analysis.
-    """
+    """What the page says and draws of the test split; None before the study was evaluated."""
     if evaluation is None or (analysis := evaluation.get("analysis")) is None:
         return None, {}
     variants: dict[str, Variant] = {
@@ -57,7 +54,7 @@ def tested_content(
         "further_decimals": further,
         "decimals": 3 + further,
         "cells": {(c["model"], c["figure"]): c for c in analysis["published"]["cells"]},
-        "slices": _by_kind(analysis.get("slices", ())),  # of an earlier release: none
+        "slices": _by_kind(analysis["slices"]),
         "galleries": logged["galleries"] if logged else [],
         "drawn": [model["model"] for model in logged["curves"]] if logged else [],
         "why_not": why_not,

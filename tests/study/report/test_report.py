@@ -237,6 +237,7 @@ def evaluation(slot: int) -> dict[str, Any]:
     best |= {"variant": "cnn", "weights_sha256": "f" * 64}
     return {
         "analysis": None,
+        "test_sets": {},
         "finalists": [{**best, "proof": proof, "val": figures, "test": figures}],
         "opening": {},
         "openings": 1,

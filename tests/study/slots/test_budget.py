@@ -154,15 +154,6 @@ def test_whoever_grows_a_study_and_is_killed_leaves_it_whole(
     assert [record.number for record in join(config).records()] == list(range(n_trials + 3))
 
 
-def test_a_budget_that_was_written_without_its_slots_is_filled_before_it_grows(
-    make_config: MakeConfig,
-) -> None:
-    config = make_config("study.n_trials=4")
-    created(config).set_attribute("n_trials", 6)  # as an earlier release did, and was killed
-    assert grow(join(config), "+2") == 8
-    assert len(join(config).records()) == 8
-
-
 def test_enqueue_refuses_a_space_that_is_not_the_studys(make_config: MakeConfig) -> None:
     created(make_config())
     wider = make_config("space.lr.high=0.5")
