@@ -92,6 +92,7 @@ class LocalWorkers:
         self._last_log = log_dir
         self._kill_at = math.inf
         log_dir.mkdir(parents=True, exist_ok=True)
+        log.info("starting %d worker%s", len(gpus), "s" * (len(gpus) != 1))
         for gpu in gpus:
             self._start(gpu)
 

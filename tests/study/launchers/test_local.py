@@ -173,9 +173,13 @@ def until_ended(workers: LocalWorkers) -> None:
     wait_for(lambda: not workers.poll(), 60)
 
 
-def test_each_worker_sees_its_own_gpu_and_writes_its_own_log(tmp_path: Path) -> None:
+def test_each_worker_sees_its_own_gpu_and_writes_its_own_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     script = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    workers = started(script, tmp_path, ["GPU-a", "GPU-b", "GPU-a"])
+    with caplog.at_level(logging.INFO):
+        workers = started(script, tmp_path, ["GPU-a", "GPU-b", "GPU-a"])
+    assert "starting 3 workers" in caplog.messages
     until_ended(workers)
     logs = [path.read_text().strip() for path in (tmp_path / "logs").iterdir()]
     assert sorted(logs) == ["GPU-a", "GPU-a", "GPU-b"]
