@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,15 +16,27 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from deepfake.errors import JSONS, JSONS_BY_SPLIT
+from deepfake.errors import JSONS, JSONS_BY_SPLIT, ConfigError
+from deepfake.variants import VARIANTS
 
 REAL, FAKE = 0, 1  # category_id in OpenForensics 1.0.0; FAKE is the positive class everywhere
 LABELS = ("real", "fake")  # LABELS[category_id]
 
-Variant = Literal["cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned"]
+
+def _in_variants(name: str) -> str:
+    if name not in VARIANTS:
+        *most, last = (f"'{known}'" for known in VARIANTS)  # as pydantic says it of a Literal
+        known = f"{', '.join(most)} or {last}"
+        raise PydanticCustomError("unknown_variant", "Input should be {known}", {"known": known})
+    return name
+
+
+VariantName = Annotated[str, AfterValidator(_in_variants)]
 Split = str  # one of SPLITS, or a further test set's name
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # those of every data set
 SEEN: tuple[Split, ...] = ("train", "val")  # every other split is a test set, closed to workers
@@ -143,15 +155,34 @@ class DataConfig(Frozen):
                 yield f"{key}: says nothing of official splits; leave it out"
 
 
-class ImageSize(Frozen):
-    """Side of the square input, px."""
+_Side = Annotated[int, Field(ge=32, le=1024)]
 
-    cnn: Annotated[int, Field(ge=32, le=1024)] = 128  # five halvings leave at least 1 px
+
+class ImageSize(Frozen):
+    """Side of the square input, px, by what variants call theirs. Further ones have no default."""
+
+    model_config = ConfigDict(extra="allow")  # the sides that VARIANTS name, no other
+    __pydantic_extra__: dict[str, _Side]
+    cnn: _Side = 128  # five halvings leave at least 1 px
     # at 32 the last features are 1 x 1: BatchNorm has no variance in a last batch of one face
     mobilenet_v2: Annotated[int, Field(ge=33, le=1024)] = 224
 
-    def of(self, variant: Variant) -> int:
-        return self.cnn if variant == "cnn" else self.mobilenet_v2
+    @model_validator(mode="before")
+    @classmethod
+    def _sides_of_variants(cls, sides: Any) -> Any:
+        known = {variant.side for variant in VARIANTS.values()}
+        for name in sides if isinstance(sides, dict) else ():
+            if name not in known:
+                error = InitErrorDetails(type="extra_forbidden", loc=(name,), input=sides[name])
+                raise ValidationError.from_exception_data(cls.__name__, [error])
+        return sides
+
+    def of(self, variant: VariantName) -> int:
+        """Raises ConfigError if it is not said."""
+        name = VARIANTS[variant].side
+        if not hasattr(self, name):
+            raise ConfigError(f"image_size: has no '{name}', the side of variant {variant}")
+        return int(getattr(self, name))
 
 
 class TrainSettings(Frozen):
@@ -243,7 +274,7 @@ class Augment(Frozen):
 class Hyperparameters(Frozen):
     """What a trial draws."""
 
-    variant: Variant
+    variant: VariantName
     lr: PositiveFloat  # initial; the plateau rule lowers it
     weight_decay: NonNegativeFloat  # Adam's coupled L2: adds weight_decay * w to the gradient
     dropout: Annotated[float, Field(ge=0, lt=1)]  # in the variant's head

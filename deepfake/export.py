@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from deepfake.config import LABELS, Frozen, Hyperparameters, ImageSize, TrainConfig, Variant
+from deepfake.config import LABELS, Frozen, Hyperparameters, ImageSize, TrainConfig, VariantName
 from deepfake.data import IMAGENET_MEAN, IMAGENET_STD, JPEG_QUALITY, normalise
 from deepfake.errors import DataError, UserError, one_line
 from deepfake.files import whole, write_whole
 from deepfake.metrics import fake_probability
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.reproducibility import full_precision
+from deepfake.variants import VARIANTS
 
 FORMAT: Final = 1  # of model.json; a later release may read it, an earlier one refuses it
 MODEL_JSON, WEIGHTS, CARD, ONNX = "model.json", "model.safetensors", "README.md", "model.onnx"
@@ -83,7 +84,7 @@ class ModelInfo(Frozen):
     """
 
     format: Literal[1] = FORMAT
-    variant: Variant
+    variant: VariantName
     side_px: PositiveInt
     hyperparameters: Hyperparameters
     labels: tuple[str, str] = LABELS
@@ -103,7 +104,7 @@ class ModelInfo(Frozen):
 
     @property
     def train_config(self) -> TrainConfig:
-        side = {"cnn" if self.variant == "cnn" else "mobilenet_v2": self.side_px}
+        side = {VARIANTS[self.variant].side: self.side_px}
         params = self.hyperparameters.model_dump()
         return TrainConfig(**params, image_size=ImageSize(**side), weights="none")
 

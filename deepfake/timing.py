@@ -32,7 +32,7 @@ from deepfake.data import (
     store_path,
 )
 from deepfake.errors import DataError
-from deepfake.models import BATCH_ROWS, MOBILENET_FEATURES, build_head, build_model
+from deepfake.models import BATCH_ROWS, FrozenBackbone, build_head, build_model
 from deepfake.parallel import available_cores
 from deepfake.reproducibility import full_precision
 from deepfake.training import EVAL_BATCHES, Checkpoints, EpochStats, evaluate, fit
@@ -64,6 +64,7 @@ class Pace:
     checkpoint_bytes: int
     weights_bytes: int  # what a slot's run keeps
     embed_s: float = 0.0  # a face, once for all, where the backbone is frozen
+    feature_bytes: int = 0  # a face, as that gives it
 
 
 def measure_data(data: DataConfig, sides: Sequence[int]) -> Amount:
@@ -152,10 +153,11 @@ def time_variant(
     torch.set_num_threads(config.threads)
     whole = build_model(config, None)
     pixels: tuple[int, ...] = (config.side_px, config.side_px, 3)
-    shape, embed_s = pixels, 0.0
+    shape, embed_s, feature_bytes = pixels, 0.0, 0
     build: Callable[[], nn.Module] = partial(build_model, config, None)
-    if config.variant == "mobilenet_v2_frozen":
-        shape, build = (MOBILENET_FEATURES,), partial(build_head, config)
+    if isinstance(whole, FrozenBackbone):
+        shape, build = (whole.width,), partial(build_head, config)
+        feature_bytes = whole.width * 4  # float32
         embed_s = _embedding_s(whole, config, device, pixels)
     with tempfile.TemporaryDirectory(dir=scratch_dir) as name:
         writing = _Writing(Checkpoints(Path(name)))
@@ -184,6 +186,7 @@ def time_variant(
         checkpoint_bytes=writing.n_bytes,
         weights_bytes=sum(value.nbytes for value in whole.state_dict().values()),
         embed_s=embed_s,
+        feature_bytes=feature_bytes,
     )
 
 

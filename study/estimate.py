@@ -9,28 +9,29 @@ from functools import partial
 
 import torch
 
-from deepfake.config import Hyperparameters, TrainConfig, Variant
+from deepfake.config import Hyperparameters, TrainConfig, VariantName
 from deepfake.data import stores_bytes
 from deepfake.errors import DataError
 from deepfake.files import free_bytes
-from deepfake.models import MOBILENET_FEATURES, frozen_backbone, load_weights, rows_to_embed
+from deepfake.models import frozen_backbone, load_weights, rows_to_embed
 from deepfake.parallel import in_parallel
 from deepfake.timing import Amount, Pace, measure_data, time_variant
 from deepfake.training import KEPT, check_writable
+from deepfake.variants import VARIANTS
 from study.config import StudyConfig
 
 SLOT_S = 1.0  # a slot that trains nothing: claim, tracking and the rest (bench: search)
 START_S = 8.0  # from the command to the first epoch: imports, the study, its workers
 EPOCHS_LEFT = 0.83  # of drawn trials' epochs, behind pruning and early stops (bench: pruning)
 
-Kind = tuple[Variant, bool]  # of a training: whether it is trained as a baseline is
+Kind = tuple[VariantName, bool]  # of a training: whether it is trained as a baseline is
 
 
 @dataclass(frozen=True)
 class VariantCost:
     """Of one variant; of its baselines apart, where those are trained otherwise."""
 
-    variant: Variant
+    variant: VariantName
     baselines: bool  # in fp32 and not augmented, while the study's own are one or the other
     side_px: int
     epoch_s: float  # with its checkpoint, beside the other workers of this machine
@@ -70,8 +71,12 @@ def estimate(config: StudyConfig, gpus: Sequence[str | None], workers: int) -> E
     paces = _paces(config, gpus, amount)
     slots = [(kind if kind in paces else (kind[0], False), kind[1]) for kind in _slots(config)]
     epoch_s = {kind: p.face_s * amount.train + p.checkpoint_s for kind, p in paces.items()}
-    embedding_s = max(pace.embed_s for pace in paces.values())  # of the one variant that does
-    embed_s = embedding_s * _to_embed(config, amount) / workers
+    embed_s = sum(
+        max(pace.embed_s for kind, pace in paces.items() if kind[0] == variant)
+        * _to_embed(config, amount, variant)
+        for variant in _frozen(config)
+    )
+    embed_s /= workers
     epochs = config.train.max_epochs
 
     def search_s(left: float) -> float:
@@ -116,18 +121,20 @@ def _val_passes(config: StudyConfig) -> int:
     return 1 if config.study.objective == "val_loss" else 2
 
 
-def _to_embed(config: StudyConfig, amount: Amount) -> int:
+def _frozen(config: StudyConfig) -> list[VariantName]:
+    return [variant for variant in config.space.variant if VARIANTS[variant].frozen]
+
+
+def _to_embed(config: StudyConfig, amount: Amount, variant: VariantName) -> int:
     """Faces, each time that one is embedded, whose features are not on disk yet."""
-    if "mobilenet_v2_frozen" not in config.space.variant:
-        return 0
-    work_dir, side = config.data.work_dir, config.train.image_size.mobilenet_v2
+    work_dir, side = config.data.work_dir, config.train.image_size.of(variant)
     everyone = amount.train + amount.val * _val_passes(config)
-    if not any((work_dir / "features").glob(f"mobilenet_v2_{side}_*")):
+    if not any((work_dir / "features").glob(f"*_{side}_*")):
         return everyone  # and no weights have to be downloaded to know it
-    weights, _ = load_weights(config.train.weights)
+    weights, _ = load_weights(config.train.weights, variant)
     robust = config.study.objective != "val_loss"
     try:
-        return rows_to_embed(work_dir, side, frozen_backbone(weights), robust=robust)
+        return rows_to_embed(work_dir, side, frozen_backbone(variant, weights), robust=robust)
     except DataError:  # the store has to be built anew: no features are of it
         return everyone
 
@@ -187,14 +194,13 @@ def _disk(
     slots: Counter[Kind],
     workers: int,
 ) -> dict[str, int]:
-    row_bytes = MOBILENET_FEATURES * 4
-    frozen = "mobilenet_v2_frozen" in config.space.variant
+    row_bytes = sum(paces[variant, False].feature_bytes for variant in _frozen(config))
     embedded = amount.train + amount.val * _val_passes(config)
     largest = max(pace.checkpoint_bytes for pace in paces.values())
     return {
         "crops": amount.crops_bytes,
         "stores": stores_bytes(amount.faces, config.sides_px),
-        "features": embedded * row_bytes if frozen else 0,
+        "features": embedded * row_bytes,
         # of each worker: those that are kept, and the one being written
         "checkpoints": (KEPT + 1) * largest * workers,
         "artifacts": sum(pace.weights_bytes * slots[kind] for kind, pace in paces.items()),

@@ -142,6 +142,7 @@ ORDER = (
     "deepfake.errors",
     "deepfake.files",
     "deepfake.parallel",
+    "deepfake.variants",
     "deepfake.config",
     "deepfake.reproducibility",
     "deepfake.baselines",

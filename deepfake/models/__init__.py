@@ -1,6 +1,6 @@
 """The classifiers, their pretrained weights, and features of a frozen backbone.
 
-build         a variant's network: cnn, mobilenet_v2_frozen, mobilenet_v2_finetuned
+build         the network of an entry of VARIANTS, and what a network's module has
 cnn           the report's own network
 mobilenet_v2  torchvision's, its backbone and our head
 layers        what networks share: initialisation, a backbone that stays frozen

@@ -1,4 +1,8 @@
-from .build import build_model as build_model
+from .build import (
+    build_head as build_head,
+    build_model as build_model,
+    frozen_backbone as frozen_backbone,
+)
 from .features import (
     BATCH_ROWS as BATCH_ROWS,
     Features as Features,
@@ -7,15 +11,15 @@ from .features import (
     rows_to_embed as rows_to_embed,
 )
 from .layers import (
+    Backbone as Backbone,
+    FrozenBackbone as FrozenBackbone,
     count_parameters as count_parameters,
     whole_state as whole_state,
 )
-from .mobilenet_v2 import (
-    MOBILENET_FEATURES as MOBILENET_FEATURES,
-    build_head as build_head,
-    frozen_backbone as frozen_backbone,
-)
 from .pretrained import (
+    DRAWN as DRAWN,
+    Pretrained as Pretrained,
+    load_pretrained as load_pretrained,
     load_weights as load_weights,
     state_dict_sha256 as state_dict_sha256,
 )

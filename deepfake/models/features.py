@@ -25,7 +25,7 @@ from deepfake.data import (
     writing,
 )
 from deepfake.errors import DataError, one_line
-from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES
+from deepfake.models.layers import Backbone
 from deepfake.models.pretrained import state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
@@ -41,7 +41,7 @@ POLL_S = 0.2  # between two looks at chunks that other workers have taken
 class Features:
     """One split's faces as the frozen backbone sees them."""
 
-    rows: Rows  # (N, 1280) float32
+    rows: Rows  # (N, the backbone's width) float32
     labels: Tensor  # (N,) int64
 
     @classmethod
@@ -58,21 +58,21 @@ class Features:
     def batches(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: (B, 1280) and (B,) labels, on the device; in Faces.batches' order."""
+        """One pass: (B, width) and (B,) labels, on the device; in Faces.batches' order."""
         for numbers in torch.split(epoch_order(len(self), generator), batch_size):
-            rows = self.rows.gather(numbers, torch.empty(len(numbers), MOBILENET_FEATURES))
+            rows = self.rows.gather(numbers, torch.empty(len(numbers), *self.rows.shape[1:]))
             yield rows.to(device), self.labels[numbers].to(device)
 
 
 def ensure_features(
     work_dir: Path,
     side: int,
-    backbone: nn.Module,
+    backbone: Backbone,
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> Path:
-    """The array (N, 1280) of backbone's output for the store's train and val rows, in its order.
+    """The array (N, width) of backbone's output for the store's train and val rows, in its order.
 
     The file is named by the backbone's weights, the store and the side, so that later studies
     find it. Workers who want it at once share the work, each chunk embedded by one of them; what
@@ -91,7 +91,7 @@ def ensure_features(
 def robust_features(
     faces: Faces,
     work_dir: Path,
-    backbone: nn.Module,
+    backbone: Backbone,
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
@@ -106,18 +106,18 @@ def robust_features(
     return Features(Rows(path, 0, len(faces)), faces.labels)
 
 
-def features_path(work_dir: Path, side: int, backbone: nn.Module) -> Path:
+def features_path(work_dir: Path, side: int, backbone: Backbone) -> Path:
     made_of = store_path(work_dir, side).with_suffix(".json").read_bytes()  # crops and splits
     weights = state_dict_sha256(backbone.state_dict())
     key = hashlib.sha256(f"{weights} {side} ".encode() + made_of).hexdigest()
-    return work_dir / "features" / f"mobilenet_v2_{side}_{key[:24]}.npy"
+    return work_dir / "features" / f"{backbone.name}_{side}_{key[:24]}.npy"
 
 
 def _robust_path(plain: Path) -> Path:
     return plain.with_stem(f"{plain.stem}_robust{VERSION}")
 
 
-def rows_to_embed(work_dir: Path, side: int, backbone: nn.Module, *, robust: bool) -> int:
+def rows_to_embed(work_dir: Path, side: int, backbone: Backbone, *, robust: bool) -> int:
     """What ensure_features and, with robust, robust_features have still to compute.
 
     Raises DataError if the store is not there.
@@ -153,7 +153,7 @@ class _Embedding:
 
 def _ensure(
     embedding: _Embedding,
-    backbone: nn.Module,
+    backbone: Backbone,
     device: torch.device,
     tick: Callable[[], None],
     progress: Progress | None,
@@ -171,7 +171,7 @@ def _ensure(
 
 def _embed(
     embedding: _Embedding,
-    backbone: nn.Module,
+    backbone: Backbone,
     device: torch.device,
     tick: Callable[[], None],
     progress: Progress | None,
@@ -186,7 +186,7 @@ def _embed(
             if path.is_file():
                 return
             parts.mkdir(exist_ok=True)
-            array = writing(parts / ROWS, (n, MOBILENET_FEATURES), np.float32)
+            array = writing(parts / ROWS, (n, backbone.width), np.float32)
             writer = stack.enter_context(array)
         while todo := [start for start in starts if not _is_done(parts, start)]:
             waiting = True

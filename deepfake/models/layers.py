@@ -3,12 +3,21 @@
 from torch import Tensor, nn
 
 
+class Backbone(nn.Sequential):
+    """Layers that make of each picture a row of width numbers."""
+
+    def __init__(self, name: str, width: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.name, self.width = name, width
+
+
 class FrozenBackbone(nn.Sequential):
     """A backbone that is never trained, and a head that is."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__(backbone, head)
         self[0].requires_grad_(False)
+        self.width = backbone.width
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         super().train(mode)

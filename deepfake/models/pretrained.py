@@ -4,36 +4,71 @@ import contextlib
 import hashlib
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
+from deepfake.config import VariantName
 from deepfake.errors import ConfigError
-from deepfake.models.mobilenet_v2 import features_of
+from deepfake.models.build import network_of
+from deepfake.variants import VARIANTS
 
-_WANTED = "give a torchvision mobilenet_v2 state dict that torch.save wrote, imagenet or none"
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+ABSENT = "none"  # as train.weights says it, and the hash of no weights
 
 
-def load_weights(weights: str) -> tuple[dict[str, Tensor] | None, str]:
-    """The MobileNetV2 state dict that `train.weights` names, and a hash that identifies it.
+class Pretrained(NamedTuple):
+    """What a network begins from."""
+
+    state: dict[str, Tensor] | None  # None: all is drawn
+    sha256: str
+
+
+DRAWN = Pretrained(None, ABSENT)
+
+
+def load_pretrained(weights: str, variants: Iterable[VariantName]) -> dict[str, Pretrained]:
+    """What load_weights gives each pretrained network of these variants, by network.
+
+    Without any the first pretrained one of VARIANTS: a study's fingerprint holds what its
+    train.weights names, whatever it trains.
+    """
+    begin = [name for name in VARIANTS if VARIANTS[name].pretrained]
+    used = set(variants)
+    chosen = [name for name in begin if name in used] or begin[:1]
+    by_network = {VARIANTS[name].network: name for name in reversed(chosen)}
+    return {network: load_weights(weights, by_network[network]) for network in sorted(by_network)}
+
+
+def load_weights(weights: str, variant: VariantName) -> Pretrained:
+    """The state dict that `train.weights` names for a variant, and a hash that identifies it.
 
     Raises ConfigError if the file is absent, is no state dict or has other layers, or if
     ImageNet's weights can't be downloaded. ("none": None and "none".)
     """
-    if weights == "none":
-        return None, "none"
-    state = _download_imagenet() if weights == "imagenet" else _read_state_dict(Path(weights))
+    if weights == ABSENT:
+        return DRAWN
+    name = VARIANTS[variant].network.rpartition(".")[2]
+    wanted = f"give a torchvision {name} state dict that torch.save wrote, imagenet or none"
+    network = network_of(variant)
+    if weights == "imagenet":
+        state = _download(network.imagenet(), name)
+    else:
+        state = _read_state_dict(Path(weights), wanted)
     try:
-        mobilenet_v2(weights=None).features.load_state_dict(features_of(state))
+        network.check_state(state)
     except RuntimeError as error:  # a layer is missing, unknown or of another shape
         first = str(error).splitlines()[1].strip()
         raise ConfigError(
-            f"train.weights: {weights} is no MobileNetV2 state dict of torchvision's layout "
-            f"(below 'features.': {first[:120]}); {_WANTED}"
+            f"train.weights: {weights} is no {name} state dict of torchvision's layout "
+            f"({first[:120]}); {wanted}"
         ) from error
-    return state, state_dict_sha256(state)
+    return Pretrained(state, state_dict_sha256(state))
 
 
 def state_dict_sha256(state: dict[str, Tensor]) -> str:
@@ -46,21 +81,19 @@ def state_dict_sha256(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _download_imagenet() -> dict[str, Tensor]:
+def _download(imagenet: "WeightsEnum", name: str) -> dict[str, Tensor]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch announces it; stdout is for results
-            state = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(
-                progress=False, check_hash=True, weights_only=True
-            )
+            state = imagenet.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # offline, a proxy's page, a damaged copy: a kind each
         raise ConfigError(
             f"train.weights: imagenet can't be downloaded ({_reason(error)}); give the path of a "
-            "torchvision mobilenet_v2 state dict, or none"
+            f"torchvision {name} state dict, or none"
         ) from error
     return dict(state)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path, wanted: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"train.weights: {path} is not a file; give imagenet, none or a path")
     try:
@@ -68,12 +101,12 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a file that is not its own
         raise ConfigError(
-            f"train.weights: {path} can't be read as weights ({_reason(error)}); {_WANTED}"
+            f"train.weights: {path} can't be read as weights ({_reason(error)}); {wanted}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ConfigError(f"train.weights: {path} holds no state dict (name -> tensor); {_WANTED}")
+        raise ConfigError(f"train.weights: {path} holds no state dict (name -> tensor); {wanted}")
     return state
 
 

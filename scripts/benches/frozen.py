@@ -42,7 +42,7 @@ def bench() -> list[Row]:
         )
         work_dir = prepare_data(data, sides=(SIDE_PX,)).work_dir
         train, val = (Faces.load(work_dir, split, SIDE_PX) for split in ("train", "val"))
-        backbone = frozen_backbone(None)
+        backbone = frozen_backbone("mobilenet_v2_frozen", None)
         started = time.perf_counter()
         path = ensure_features(work_dir, SIDE_PX, backbone, CPU)
         embedding = time.perf_counter() - started

@@ -18,10 +18,11 @@ from torch.optim import Adam
 from benches.filled import filled_study
 from benches.photos import draw_photos
 from benches.table import Row, figure
-from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
+from deepfake.config import DataConfig, ImageSize, TrainConfig, VariantName
 from deepfake.data import Faces, ensure_store, prepare_data
 from deepfake.models import Features, build_head, build_model, ensure_features, frozen_backbone
 from deepfake.training import Feed, train_one_epoch
+from deepfake.variants import VARIANTS
 from study.config import StudyConfig
 from study.search import suggest
 from study.slots import create_or_join, join
@@ -112,7 +113,7 @@ def _epoch_costs(work_dir: Path, crops_sha256: str) -> Costs:
         return Faces.load(work_dir, "train", side)
 
     fed, small, frozen = faces(STORE_PX), faces(SMALL.cnn), faces(SMALL.mobilenet_v2)
-    backbone = frozen_backbone(None)
+    backbone = frozen_backbone("mobilenet_v2_frozen", None)
     started = time.perf_counter()
     path = ensure_features(work_dir, SMALL.mobilenet_v2, backbone, CPU)
     embedding = time.perf_counter() - started
@@ -128,11 +129,11 @@ def _epoch_costs(work_dir: Path, crops_sha256: str) -> Costs:
     }
 
 
-def _epoch_s(variant: Variant, feed: Feed, rounds: int) -> float:
+def _epoch_s(variant: VariantName, feed: Feed, rounds: int) -> float:
     config = TrainConfig(
         variant=variant, lr=1e-3, weight_decay=1e-5, dropout=0.2, image_size=SMALL, threads=1
     )
-    model = build_model(config, None) if variant == "cnn" else build_head(config)
+    model = build_head(config) if VARIANTS[variant].frozen else build_model(config, None)
     optimizer = Adam(model.parameters(), lr=config.lr, fused=True)
     return min(
         _seconds(lambda t=turn: train_one_epoch(model, feed, optimizer, config, t, CPU))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import Adam
 
 from benches.table import Row
-from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig, Variant
+from deepfake.config import Augment, DataConfig, ImageSize, TrainConfig, VariantName
 from deepfake.data import Faces, prepare_data
 from deepfake.models import build_model
 from deepfake.parallel import available_cores
@@ -23,7 +23,7 @@ from deepfake.training import train_one_epoch
 from deepfake.transforms import augmented
 
 PHOTOS, ROUNDS = 60, 5
-SIDES: dict[Variant, int] = {"cnn": 128, "mobilenet_v2_finetuned": 96}
+SIDES: dict[VariantName, int] = {"cnn": 128, "mobilenet_v2_finetuned": 96}
 SPREAD_S = 4.0  # how long each worker trains
 CPU = torch.device("cpu")
 P = 0.3
@@ -97,7 +97,7 @@ def _bare_steps(
         optimizer.step()
 
 
-def _rate(work_dir: Path, variant: Variant, workers: int, threads: int) -> float:
+def _rate(work_dir: Path, variant: VariantName, workers: int, threads: int) -> float:
     """Faces a second of all workers together, each a process of its own."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
 
@@ -112,7 +112,7 @@ def _rate(work_dir: Path, variant: Variant, workers: int, threads: int) -> float
         return sum(rates(SPREAD_S))
 
 
-def _train_for(work_dir: Path, variant: Variant, threads: int, seconds: float) -> float:
+def _train_for(work_dir: Path, variant: VariantName, threads: int, seconds: float) -> float:
     torch.set_num_threads(threads)
     config = _config(variant, threads)
     faces = Faces.load(work_dir, "train", config.side_px)
@@ -132,7 +132,7 @@ def _endless(faces: Faces) -> Iterator[tuple[Tensor, Tensor]]:
         yield from faces.batches(32, CPU)
 
 
-def _config(variant: Variant, threads: int) -> TrainConfig:
+def _config(variant: VariantName, threads: int) -> TrainConfig:
     side = ImageSize(cnn=SIDES["cnn"], mobilenet_v2=SIDES["mobilenet_v2_finetuned"])
     return TrainConfig(
         variant=variant, lr=1e-3, weight_decay=1e-5, dropout=0.2, image_size=side, threads=threads

@@ -19,15 +19,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from deepfake.config import DataConfig, ImageSize, TrainConfig, Variant
+from deepfake.config import DataConfig, ImageSize, TrainConfig, VariantName
 from deepfake.data import Faces, prepare_data
-from deepfake.models import build_model, load_weights
+from deepfake.models import DRAWN, build_model, load_pretrained
 from deepfake.reproducibility import derive_seed
 from deepfake.sample import draw_sample
 from deepfake.training import fit
+from deepfake.variants import VARIANTS
 
 PHOTOS, SIDE_PX, EPOCHS, SEED = 400, 64, 10, 0
-VARIANTS: tuple[Variant, ...] = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
+RECORDED: tuple[VariantName, ...] = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
 LR, WEIGHT_DECAY, DROPOUT = (1e-5, 1e-2), (1e-7, 1e-3), (0.0, 0.7)  # as configs/report.yaml
 
 
@@ -35,7 +36,7 @@ def drawn(number: int) -> TrainConfig:
     """Trial number's training: at random from the report's space, variants in turn."""
     generator = np.random.default_rng([SEED, number])
     return TrainConfig(
-        variant=VARIANTS[number % len(VARIANTS)],
+        variant=RECORDED[number % len(RECORDED)],
         lr=float(np.exp(generator.uniform(*np.log(LR)))),
         weight_decay=float(np.exp(generator.uniform(*np.log(WEIGHT_DECAY)))),
         dropout=float(generator.uniform(*DROPOUT)),
@@ -49,10 +50,11 @@ def record(number: int, work_dir: Path, weights: str) -> dict[str, float | str]:
     """One trial, a row of the pool."""
     torch.set_num_threads(1)
     config = drawn(number)
-    pretrained, _ = load_weights(weights)
+    entry, pretrained = VARIANTS[config.variant], load_pretrained(weights, RECORDED)
+    begins_from = pretrained[entry.network] if entry.pretrained else DRAWN
     train, val = (Faces.load(work_dir, split, SIDE_PX) for split in ("train", "val"))
     result = fit(
-        partial(build_model, config, pretrained),
+        partial(build_model, config, begins_from.state),
         train,
         val,
         config,

@@ -61,9 +61,10 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     from study.cli.tables import summary_table
 
     if loaded.train.weights not in ("imagenet", "none"):
-        from deepfake.models import load_weights
+        from deepfake.models import load_pretrained
 
-        load_weights(loaded.train.weights)  # a bad file is said before data is touched
+        # a bad file is said before data is touched
+        load_pretrained(loaded.train.weights, loaded.space.variant)
     prepared = prepare_study(loaded)
     document = {
         "work_dir": str(prepared.work_dir),

@@ -30,10 +30,11 @@ from deepfake.config import (
     TrainConfig,
     TrainSettings,
     Unset,
-    Variant,
+    VariantName,
     absolute,
 )
-from deepfake.errors import UserError
+from deepfake.errors import ConfigError, UserError
+from deepfake.variants import VARIANTS
 
 
 class TrackingError(UserError):
@@ -77,7 +78,7 @@ Drawn = Annotated[
 class Space(Frozen):
     """What a trial draws; a single value fixes it."""
 
-    variant: Annotated[tuple[Variant, ...], BeforeValidator(_single), Field(min_length=1)]
+    variant: Annotated[tuple[VariantName, ...], BeforeValidator(_single), Field(min_length=1)]
     lr: Drawn
     weight_decay: Drawn
     dropout: Drawn
@@ -237,7 +238,7 @@ class StudyConfig(Frozen):
         """
         settings = self.train.model_copy(update={"precision": "fp32"}) if fixed else self.train
         whole = TrainConfig(**settings.model_dump(), **params.model_dump())
-        if self.augment is None or fixed or params.variant == "mobilenet_v2_frozen":
+        if self.augment is None or fixed or VARIANTS[params.variant].frozen:
             return whole
         p = params.augment_p
         if p is None:
@@ -254,8 +255,7 @@ class StudyConfig(Frozen):
     @property
     def sides_px(self) -> tuple[int, ...]:
         """The resolutions that trials of this study read."""
-        variants = {*self.space.variant, *(b.params.variant for b in self.baselines.baselines)}
-        return tuple(sorted({self.train.image_size.of(variant) for variant in variants}))
+        return tuple(sorted({self.train.image_size.of(v) for v in self.space.variant}))
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -287,15 +287,23 @@ class StudyConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _every_side_is_said(self) -> "StudyConfig":
+        try:
+            self.sides_px  # noqa: B018
+        except ConfigError as error:
+            raise ValueError(f"train.{error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _augment_has_its_place(self) -> "StudyConfig":
         if self.augment is None and self.space.augment_p != 1.0:
             raise ValueError(
                 "space.augment_p: there is no section 'augment' whose p it could scale"
             )
-        if self.augment is not None and self.space.variant == ("mobilenet_v2_frozen",):
+        if self.augment is not None and all(VARIANTS[v].frozen for v in self.space.variant):
             raise ValueError(
-                "augment: the only variant, mobilenet_v2_frozen, sees each face once and can't be "
-                "augmented; leave the section out"
+                f"augment: the only variant, {', '.join(self.space.variant)}, sees each face once "
+                "and can't be augmented; leave the section out"
             )
         for baseline in self.baselines.baselines:
             if baseline.params.augment_p is not None:

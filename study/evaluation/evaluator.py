@@ -33,6 +33,7 @@ from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
 from deepfake.training import EVAL_BATCHES, evaluate
 from deepfake.transforms import SUITE
+from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluation.analysis import analyse
 from study.evaluation.artifacts import corruptions_figure, exhibits
@@ -93,7 +94,7 @@ def prove(
     assert record.best_loss is not None
     proof = Proof(record.best_loss, recomputed, same_hardware, record.objective)
     # a frozen backbone's head was trained on stored features, in other batches than here
-    exact = same_hardware and train.variant != "mobilenet_v2_frozen"
+    exact = same_hardware and not VARIANTS[train.variant].frozen
     tolerance = 0.0 if exact else TOLERANCE[train.precision]
     if not abs(proof.recomputed - proof.logged) <= tolerance:
         raise ProofFailed(

@@ -39,6 +39,7 @@ from deepfake.models import count_parameters
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
 from deepfake.training import evaluate
+from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluation.evaluator import Evaluated, Evaluation, Evaluator, SplitFigures, Steps, quiet
 from study.slots import SlotRecord, Slots, best_of
@@ -82,6 +83,7 @@ def model_card(
         {
             **vars(measured),
             "info": info,
+            "title": VARIANTS[info.variant].title,
             "chosen": chosen,
             "searched": searched,
             "parameters": parameters,
@@ -262,7 +264,7 @@ def _trained(config: StudyConfig, inputs: Inputs, record: SlotRecord) -> Trained
     assert record.best_epoch is not None
     assert record.best_loss is not None
     train = config.train_config(record.params, fixed=record.baseline is not None)
-    from_scratch = train.variant == "cnn" or train.weights == "none"
+    begins_from = inputs.begins_from(train.variant)
     prepared = inputs.prepared
     return Trained(
         study=config.name,
@@ -276,8 +278,9 @@ def _trained(config: StudyConfig, inputs: Inputs, record: SlotRecord) -> Trained
         faces_sha256=prepared.faces_sha256,
         splits_sha256=prepared.splits_sha256,
         crops_sha256=prepared.crops_sha256,
-        pretrained="none" if from_scratch else Path(train.weights).name,  # no path of ours
-        pretrained_sha256="none" if from_scratch else inputs.weights_sha256,
+        # no path of ours
+        pretrained="none" if begins_from.state is None else Path(train.weights).name,
+        pretrained_sha256=begins_from.sha256,
         settings=train.model_dump(
             mode="json", include={*TrainSettings.model_fields} - {"weights"}
         ),

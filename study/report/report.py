@@ -18,6 +18,7 @@ from deepfake.config import LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
+from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig, TrackingError
 from study.report import search_plots as charts
 from study.report.comparison import compare, refuse_other_settings
@@ -114,7 +115,7 @@ def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, 
         "rivals": _rivals(baselines.baselines, best),
         "columns": FIGURES,
         "labels": LABELS,
-        "colours": charts.COLOURS,
+        "colours": {name: variant.colour for name, variant in VARIANTS.items()},
         "label_colours": dict(zip(LABELS, LABEL_COLOURS, strict=True)),
         "published": {b.params.variant: b for b in baselines.baselines if b.published is not None},
         "variant_of": {b.name: b.params.variant for b in baselines.baselines},

@@ -3,22 +3,18 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
-from deepfake.config import Variant
+from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, Range, Space
 from study.slots import SlotRecord, best_of, incumbents
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
 
-# From Okabe and Ito's palette: told apart by the colour-blind, 3:1 on white and on near-black.
-COLOURS: dict[Variant, str] = dict(
-    zip(get_args(Variant), ("#0072B2", "#D55E00", "#009E73"), strict=True)
-)
 NEUTRAL = "#8a9099"  # legible in both schemes
 SYMBOLS = {
     "waiting": "circle-open",
@@ -82,14 +78,13 @@ def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.F
     if len(space.variant) > 1:
         figure = go.Figure(layout=figure_layout("variant", _best(measured), height=300))
         _add_slots(figure, measured, lambda record: record.params and record.params.variant)
-        short = [variant.replace("mobilenet_v2_", "mobilenet_v2<br>") for variant in space.variant]
         figure.update_xaxes(
             type="category",
             categoryarray=space.variant,
-            range=[-0.5, len(short) - 0.5],
+            range=[-0.5, len(space.variant) - 0.5],
             tickangle=0,
             tickvals=space.variant,
-            ticktext=short,
+            ticktext=[VARIANTS[variant].short for variant in space.variant],
         )
         figures["variant"] = figure
     for figure in figures.values():
@@ -158,7 +153,7 @@ def drawable(
         if record.params is None or not any(of_slot.values()):
             continue
         found[record.number] = {
-            "colour": COLOURS[record.params.variant],
+            "colour": VARIANTS[record.params.variant].colour,
             "symbol": _symbol(record),
             "curves": {name: _in_row(curve) for name, curve in of_slot.items() if curve},
         }
@@ -178,7 +173,7 @@ def validated(quantity: str) -> set[str]:
 
 def _add_slots(figure: go.Figure, records: Sequence[SlotRecord], x: Any) -> None:
     """A point a slot, coloured by variant; x: record -> its place."""
-    for variant, colour in COLOURS.items():
+    for variant, entry in VARIANTS.items():
         mine = [r for r in records if r.params is not None and r.params.variant == variant]
         if not mine:
             continue
@@ -187,7 +182,7 @@ def _add_slots(figure: go.Figure, records: Sequence[SlotRecord], x: Any) -> None
             y=[record.best_loss for record in mine],
             mode="markers",
             marker={
-                "color": colour,
+                "color": entry.colour,
                 "size": [11 if record.baseline else 9 for record in mine],
                 "symbol": [_symbol(record) for record in mine],
                 "opacity": 0.9,
@@ -305,7 +300,7 @@ def pruning_figure(records: Sequence[SlotRecord], max_epochs: int) -> go.Figure 
         return None
     layout = figure_layout("slot", "epochs", height=300)
     figure = go.Figure(layout={**layout, "barmode": "stack", "bargap": 0.25})
-    for variant, colour in COLOURS.items():
+    for variant, entry in VARIANTS.items():
         mine = [r for r in trained if r.params is not None and r.params.variant == variant]
         for kind in ("trained", "spared"):
             bars = mine if kind == "trained" else [r for r in mine if _stopped(r)]
@@ -315,7 +310,7 @@ def pruning_figure(records: Sequence[SlotRecord], max_epochs: int) -> go.Figure 
             figure.add_bar(
                 x=[record.number for record in bars],
                 y=done if kind == "trained" else [max_epochs - epochs for epochs in done],
-                marker={"color": colour, "opacity": 1.0 if kind == "trained" else 0.25},
+                marker={"color": entry.colour, "opacity": 1.0 if kind == "trained" else 0.25},
                 textposition="none",
                 **of_slots([record.number for record in bars]),
                 name=f"{variant}, {kind}",
@@ -379,7 +374,7 @@ def _alike(records: Sequence[SlotRecord]) -> list[list[SlotRecord]]:
     others = [
         [r for r in records if r is not best and _look(r) == (variant, complete)]
         for complete in (False, True)
-        for variant in COLOURS
+        for variant in VARIANTS
     ]
     return [group for group in [*others, [best] if best else []] if group]
 
@@ -410,7 +405,7 @@ def _add_lines(
         y=y,
         mode="lines+markers",
         line={
-            "color": COLOURS[variant],  # type: ignore[index]
+            "color": VARIANTS[variant].colour,
             "width": 4 if is_best else 1.5,
             "dash": "solid" if complete else "dot",
         },

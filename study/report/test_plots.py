@@ -6,9 +6,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepfake.config import Variant
+from deepfake.config import VariantName
+from deepfake.variants import VARIANTS
 from study.evaluation import kinds, steps
-from study.report.search_plots import COLOURS, NEUTRAL, figure_layout
+from study.report.search_plots import NEUTRAL, figure_layout
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
 
@@ -22,11 +23,12 @@ LEVELS = {  # of a corruption, as an axis names them
     "contrast": "contrast, factor",
 }
 
+AXIS_CHARACTERS = 16
 Model = Mapping[str, Any]
 
 
 def curve_figures(
-    models: Sequence[Model], variants: Mapping[str, Variant]
+    models: Sequence[Model], variants: Mapping[str, VariantName]
 ) -> dict[str, go.Figure]:
     """Of models as study/evaluation has them, by the figure's id; a candidate is solid.
 
@@ -37,7 +39,7 @@ def curve_figures(
         "precision-recall": go.Figure(layout=figure_layout("fakes found", "precision", 380)),
     }
     for model in models:
-        colour = COLOURS[variants[model["model"]]]
+        colour = VARIANTS[variants[model["model"]]].colour
         half = model["at_half"]
         _add_steps(found["roc"], model, "roc", colour, "hv")
         _add_half(found["roc"], model, colour, half["false_alarms"], half["recall"])
@@ -61,7 +63,9 @@ def curve_figures(
 
 
 def standing_figure(
-    models: Sequence[Model], variants: Mapping[str, Variant], cells: Sequence[Mapping[str, Any]]
+    models: Sequence[Model],
+    variants: Mapping[str, VariantName],
+    cells: Sequence[Mapping[str, Any]],
 ) -> go.Figure:
     """Test accuracy of each model with its interval, the first on top; what the report printed.
 
@@ -70,7 +74,7 @@ def standing_figure(
     figure = go.Figure(layout=figure_layout("test accuracy", "", height=72 + 34 * len(models)))
     for model in models:
         found = model["figures"]["accuracy"]
-        _add_interval(figure, model["model"], COLOURS[variants[model["model"]]], found)
+        _add_interval(figure, model["model"], VARIANTS[variants[model["model"]]].colour, found)
     printed = {c["model"]: c["printed"] for c in cells if c["figure"] == "accuracy"}
     figure.add_scatter(
         x=list(printed.values()),
@@ -84,7 +88,7 @@ def standing_figure(
 
 
 def differences_figure(
-    comparisons: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]
+    comparisons: Sequence[Mapping[str, Any]], variants: Mapping[str, VariantName]
 ) -> go.Figure:
     """The best's test loss minus each baseline's: left of 0 it is better.
 
@@ -95,7 +99,9 @@ def differences_figure(
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1})
     for comparison in comparisons:
         name = comparison["baseline"]
-        _add_interval(figure, name, COLOURS[variants[name]], comparison["nll"]["difference"])
+        _add_interval(
+            figure, name, VARIANTS[variants[name]].colour, comparison["nll"]["difference"]
+        )
     _stack(figure, [comparison["baseline"] for comparison in comparisons])
     return figure
 
@@ -123,7 +129,7 @@ def _add_interval(
 
 
 def _stack(figure: go.Figure, names: Sequence[str]) -> None:
-    short = [name.replace("mobilenet_v2_", "mobilenet_v2_<br>") for name in names]
+    short = [_in_two_lines(name) for name in names]
     figure.update_yaxes(
         type="category",
         categoryarray=names,
@@ -133,8 +139,14 @@ def _stack(figure: go.Figure, names: Sequence[str]) -> None:
     )
 
 
+def _in_two_lines(name: str) -> str:
+    """Broken behind its last underscore where it is too long for an axis."""
+    first, underscore, second = name.rpartition("_")
+    return f"{first}{underscore}<br>{second}" if len(name) > AXIS_CHARACTERS else name
+
+
 def incumbents_figure(
-    diagnostics: Sequence[Model], variants: Mapping[str, Variant]
+    diagnostics: Sequence[Model], variants: Mapping[str, VariantName]
 ) -> go.Figure | None:
     """Validation (dotted) against test loss of the search's incumbents; None of fewer than two.
 
@@ -145,7 +157,7 @@ def incumbents_figure(
     found = sorted(diagnostics, key=lambda model: model["slot"])
     figure = go.Figure(layout=figure_layout("slot", "loss", height=360))
     slots = [model["slot"] for model in found]
-    colours = [COLOURS[variants[model["model"]]] for model in found]
+    colours = [VARIANTS[variants[model["model"]]].colour for model in found]
     test = [model["figures"]["nll"] for model in found]
     common = {"x": slots, "mode": "lines+markers"}
     figure.add_scatter(
@@ -194,7 +206,7 @@ def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure
                 y=[row["accuracy"] for row in of_level.values()],
                 mode="lines+markers",
                 line={
-                    "color": COLOURS[first["variant"]],
+                    "color": VARIANTS[first["variant"]].colour,
                     "dash": "dot" if is_baseline else "solid",
                     "width": 2,
                 },
@@ -218,14 +230,14 @@ def candidate_symbols(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _reliability_figure(
-    models: Sequence[Model], variants: Mapping[str, Variant], when: str
+    models: Sequence[Model], variants: Mapping[str, VariantName], when: str
 ) -> go.Figure:
     figure = go.Figure(layout=figure_layout("mean P(fake) of a bin", "share of fakes", 360))
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": NEUTRAL, "width": 1}, hoverinfo="skip"
     )
     for model in models:
-        line = _line(model, COLOURS[variants[model["model"]]])
+        line = _line(model, VARIANTS[variants[model["model"]]].colour)
         figure.add_scatter(
             **model["reliability"][when],
             mode="lines+markers",

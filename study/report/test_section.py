@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepfake.config import Variant
+from deepfake.config import VariantName
 from deepfake.metrics import METRICS, MIN_REALS
 from study.config import TrackingError
 from study.evaluation import MIN_SEEDS, headline, logged_exhibits
@@ -26,7 +26,7 @@ def tested_content(
     """What the page says and draws of the test split; None before the study was evaluated."""
     if evaluation is None or (analysis := evaluation.get("analysis")) is None:
         return None, {}
-    variants: dict[str, Variant] = {
+    variants: dict[str, VariantName] = {
         f["model"]: f["variant"] for f in (*evaluation["finalists"], *evaluation["diagnostics"])
     }
     best, models = analysis["best"], analysis["models"]

@@ -1,27 +1,32 @@
 """What all trials of a worker read, and what one of them trains."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from deepfake.config import Split, TrainConfig
+from deepfake.config import Split, TrainConfig, VariantName
 from deepfake.data import Faces, Prepared, ensure_store
 from deepfake.models import (
+    DRAWN,
+    Backbone,
     Features,
+    Pretrained,
     build_head,
     build_model,
     ensure_features,
     frozen_backbone,
-    load_weights,
+    load_pretrained,
     robust_features,
     whole_state,
 )
 from deepfake.parallel import Progress
 from deepfake.training import Feed
 from deepfake.transforms import augmented, robust_faces
+from deepfake.variants import VARIANTS
 from study.config import Objective, StudyConfig
 from study.tracking import Dataset, dataset
 
@@ -31,28 +36,38 @@ class Inputs:
     """What all trials of a worker read: faces of train and val, and the pretrained weights."""
 
     prepared: Prepared
-    weights: dict[str, Tensor] | None
-    weights_sha256: str
+    pretrained: Mapping[str, Pretrained]  # by network
     objective: Objective = "val_loss"
     _faces: dict[tuple[Split, int], Faces] = field(default_factory=dict)
-    _backbone: nn.Module | None = None  # the frozen one
+    _backbones: dict[VariantName, Backbone] = field(default_factory=dict)  # frozen ones
 
     @classmethod
     def load(
         cls,
         config: StudyConfig,
         prepared: Prepared,
-        pretrained: tuple[dict[str, Tensor] | None, str] | None = None,
+        pretrained: Mapping[str, Pretrained] | None = None,
     ) -> "Inputs":
-        """pretrained: what load_weights gave, if it ran. Builds a store that is missing; where
+        """pretrained: what load_pretrained gave, if it ran. Builds a store that is missing; where
         all slots are given only once it is read, for they may need one of several.
 
         Raises ConfigError or DataError.
         """
-        weights, weights_sha256 = pretrained or load_weights(config.train.weights)
+        if pretrained is None:
+            pretrained = load_pretrained(config.train.weights, config.space.variant)
         for side in config.sides_px if config.kind == "search" else ():
             ensure_store(prepared.work_dir, side, prepared.crops_sha256)
-        return cls(prepared, weights, weights_sha256, config.study.objective)
+        return cls(prepared, pretrained, config.study.objective)
+
+    def begins_from(self, variant: VariantName) -> Pretrained:
+        entry = VARIANTS[variant]
+        return self.pretrained[entry.network] if entry.pretrained else DRAWN
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of all that the study's variants begin from."""
+        each = [pretrained.sha256 for pretrained in self.pretrained.values()]
+        return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()
 
     def faces(self, split: Split, side: int) -> Faces:
         if (split, side) not in self._faces:
@@ -80,10 +95,13 @@ class Inputs:
         side = train.side_px
         fit_on, held_out = self.faces("train", side), self.faces("val", side)
         robust = self.robust(side)
-        if train.variant != "mobilenet_v2_frozen":
+        weights = self.begins_from(train.variant).state
+        if not VARIANTS[train.variant].frozen:
             fit_on = augmented(fit_on, train.augment)
-            return Material(fit_on, held_out, robust, lambda: build_model(train, self.weights))
-        backbone = self._backbone = self._backbone or frozen_backbone(self.weights)
+            return Material(fit_on, held_out, robust, lambda: build_model(train, weights))
+        if train.variant not in self._backbones:
+            self._backbones[train.variant] = frozen_backbone(train.variant, weights)
+        backbone = self._backbones[train.variant]
         work_dir, where = self.prepared.work_dir, (backbone, device, tick, progress)
         path = ensure_features(work_dir, side, *where)
         return Material(

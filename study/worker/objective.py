@@ -11,6 +11,7 @@ import torch
 
 from deepfake.config import TrainConfig
 from deepfake.training import Checkpoints, EpochStats, FitResult, fit
+from deepfake.variants import VARIANTS
 from study.config import StudyConfig, flattened, public_yaml
 from study.search import suggest
 from study.slots import (
@@ -143,7 +144,7 @@ def begin_run(attempt: Attempt, train: TrainConfig, inputs: Inputs, device: torc
     """What a slot's MLflow run says from its start."""
     slot = attempt.slot
     augment = ""
-    if attempt.config.augment and slot.baseline is None and train.variant == "mobilenet_v2_frozen":
+    if attempt.config.augment and slot.baseline is None and VARIANTS[train.variant].frozen:
         augment = "not done: a frozen backbone sees each face once"
         log.info("slot %d: augment is %s", slot.number, augment)
     settings = train.model_dump(mode="json", exclude={"image_size"})
@@ -207,7 +208,9 @@ def tags(inputs: Inputs, train: TrainConfig, device: torch.device) -> dict[str, 
     return {
         "splits_sha256": inputs.prepared.splits_sha256,
         "crops_sha256": inputs.prepared.crops_sha256,
-        "pretrained_sha256": inputs.weights_sha256 if train.variant != "cnn" else "",
+        "pretrained_sha256": (
+            inputs.begins_from(train.variant).sha256 if VARIANTS[train.variant].pretrained else ""
+        ),
         "dataset": sources(inputs.faces("val", train.side_px).table),
         "hardware": hardware(device),
     }

@@ -7,7 +7,7 @@ import torch
 
 from deepfake.data import Prepared
 from deepfake.errors import ConfigError, UserError
-from deepfake.models import load_weights
+from deepfake.models import load_pretrained
 from deepfake.training import Checkpoints, check_writable
 from study.config import StudyConfig, fingerprint_of
 from study.slots import Slots, create_or_join
@@ -63,10 +63,10 @@ def begin(
 
     What can't work is said before data is touched: weights, checkpoints, both stores.
     """
-    weights = load_weights(config.train.weights)
+    pretrained = load_pretrained(config.train.weights, config.space.variant)
     check_writable(config.checkpoints_dir)
     check_storage(config.study)
     if (warning := check_tracking(config)) is not None:
         warn(warning)
-    inputs = Inputs.load(config, prepare(config), weights)
+    inputs = Inputs.load(config, prepare(config), pretrained)
     return create_or_join(config, study_fingerprint(config, inputs))

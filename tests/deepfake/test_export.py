@@ -5,18 +5,19 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from deepfake import export
-from deepfake.config import Variant
+from deepfake.config import VariantName
 from deepfake.data.store import normalise
 from deepfake.errors import DataError, UserError
 from deepfake.export import FORMAT, check_onnx, load_exported, whole_folder, write_onnx
 from deepfake.metrics.classification import fake_probability
+from deepfake.variants import VARIANTS
 from tests.support.exported import SIDES, draw_model
 from tests.support.runs import REPOSITORY
 
@@ -28,9 +29,9 @@ def pixels(n: int, side: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("variant", get_args(Variant))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_comes_back_with_the_same_logits_bit_for_bit(
-    variant: Variant, tmp_path: Path
+    variant: VariantName, tmp_path: Path
 ) -> None:
     _, network = draw_model(tmp_path / "model", variant)
     faces = pixels(5, SIDES[variant])
@@ -193,9 +194,9 @@ def test_a_place_that_takes_no_folder_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", get_args(Variant))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_onnx_gives_torchs_logits_for_any_number_of_faces(
-    variant: Variant, tmp_path: Path
+    variant: VariantName, tmp_path: Path
 ) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'deepfake-study.onnx.'")
     pytest.importorskip("onnxscript", reason="pip install 'deepfake-study.onnx.'")

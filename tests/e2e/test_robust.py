@@ -15,9 +15,8 @@ from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces
 from deepfake.metrics.classification import cross_entropy
-from deepfake.models.build import build_model
+from deepfake.models.build import build_head, build_model, frozen_backbone
 from deepfake.models.features import Features, ensure_features, robust_features
-from deepfake.models.mobilenet_v2 import build_head, frozen_backbone
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import evaluate, fit
 from deepfake.transforms.augment import augmented
@@ -249,7 +248,7 @@ def test_the_robust_loss_ranks_first_who_learned_what_survives_a_corruption(tmp_
 def test_the_features_of_the_robust_set_are_the_backbones_output_for_its_pictures(made):
     side, config = 40, config_at("mobilenet_v2_frozen", side=40)
     val = Faces.load(made, "val", side)
-    backbone = frozen_backbone(None).eval()
+    backbone = frozen_backbone("mobilenet_v2_frozen", None).eval()
     plain = ensure_features(made, side, backbone, CPU)
     before = plain.read_bytes()
     robust = robust_features(robust_faces(val), made, backbone, CPU)
@@ -273,7 +272,7 @@ def test_the_features_of_the_robust_set_are_the_backbones_output_for_its_picture
 def test_a_heads_robust_curve_on_stored_features_is_the_full_models(made):
     side, config = 40, config_at("mobilenet_v2_frozen", side=40, lr=1e-2, max_epochs=2)
     train, val = (Faces.load(made, split, side) for split in ("train", "val"))
-    backbone = frozen_backbone(None).eval()
+    backbone = frozen_backbone("mobilenet_v2_frozen", None).eval()
     path = ensure_features(made, side, backbone, CPU)
     of_faces = [
         Features.load(path, made, split, side, of_split.labels)

@@ -3,10 +3,9 @@ import torch
 
 from deepfake.config import DataConfig, ImageSize, TrainConfig
 from deepfake.data.prepare import prepare_data
-from deepfake.models.build import build_model
+from deepfake.models.build import build_model, frozen_backbone
 from deepfake.models.features import ensure_features
 from deepfake.models.layers import count_parameters
-from deepfake.models.mobilenet_v2 import frozen_backbone
 from deepfake.timing import Pace, measure_data, time_variant
 from study.estimate import SLOT_S, START_S, _makespan, _slots, estimate
 from tests.support.photos import draw_set
@@ -118,7 +117,7 @@ def test_features_that_are_there_cost_nothing(prepared, monkeypatch):
     config = prepared()
     before = estimate(config, [None], workers=1)
     assert before.embed_s == 0.5 * (before.train_faces + before.val_faces)
-    ensure_features(config.data.work_dir, 33, frozen_backbone(None), CPU)
+    ensure_features(config.data.work_dir, 33, frozen_backbone("mobilenet_v2_frozen", None), CPU)
     after = estimate(config, [None], workers=1)
     assert after.embed_s == 0
     assert before.search_s - after.search_s == pytest.approx(before.embed_s)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
-from deepfake.config import Hyperparameters, Variant
+from deepfake.config import Hyperparameters, VariantName
 from study.config.schema import Drawn, Range, Space
 
 RECORDED_CSV = Path(__file__).parent / "curves.csv"  # made by scripts/benches/record_curves.py
@@ -49,7 +49,7 @@ class Learner:
 
 
 # Start, best lr and order as the recorded variants have them: the slowest learner ends best.
-FAMILY: dict[Variant, Learner] = {
+FAMILY: dict[VariantName, Learner] = {
     "cnn": Learner(floor=0.35, start=0.7, half_life=1.0, best_lr=1e-3),
     "mobilenet_v2_frozen": Learner(floor=0.5, start=1.1, half_life=1.0, best_lr=8e-4),
     "mobilenet_v2_finetuned": Learner(floor=0.15, start=1.0, half_life=2.5, best_lr=2e-3),
@@ -92,7 +92,7 @@ def family(seed: int, space: Space) -> list[Curve]:
     ]
 
 
-def _family_curve(variant: Variant, space: Space, generator: Generator) -> Curve:
+def _family_curve(variant: VariantName, space: Space, generator: Generator) -> Curve:
     """A lr too low learns slowly, one too high ends high and swings; the rest matters less."""
     lr, weight_decay, dropout = generator.uniform(size=3)
     params = Hyperparameters(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepfake.config import Hyperparameters, Variant
+from deepfake.config import Hyperparameters, VariantName
 from deepfake.data.store import Faces
 from deepfake.export import ExportedModel, ModelInfo, Preparation, Trained, write_model
 from deepfake.metrics.classification import fake_probability
@@ -16,7 +16,7 @@ from deepfake.models.pretrained import state_dict_sha256
 from deepfake.predict import Prediction, predict
 from deepfake.training.loop import evaluate
 
-SIDES: dict[Variant, int] = {
+SIDES: dict[VariantName, int] = {
     "cnn": 32,
     "mobilenet_v2_frozen": 33,
     "mobilenet_v2_finetuned": 33,
@@ -43,7 +43,7 @@ TRAINED = Trained(
 
 
 def draw_model(
-    folder: Path, variant: Variant = "cnn", margin: float = 0.0, **changes: Any
+    folder: Path, variant: VariantName = "cnn", margin: float = 0.0, **changes: Any
 ) -> tuple[ModelInfo, nn.Module]:
     """Write it, and give what it holds. changes: of model.json's first level."""
     torch.manual_seed(0)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from deepfake.config import TrainConfig
 from deepfake.metrics.bootstrap import draw_photos
-from deepfake.models.mobilenet_v2 import MOBILENET_FEATURES, build_head
+from deepfake.models.build import build_head
+from deepfake.models.mobilenet_v2 import FEATURES
 from deepfake.training.loop import fit
 from study.evaluation.predictions import Finalist, SplitPredictions
 from study.evaluation.verdict import best_candidate, face_losses, nll_estimate, rule
@@ -140,8 +141,8 @@ class DrawnFeatures:
     def draw(cls, rng: np.random.Generator, photos: int) -> "DrawnFeatures":
         faces = draw_faces(rng, photos)
         photo, labels = faces["image_id"].to_numpy(), faces["label"].to_numpy()
-        rows = 0.5 * rng.normal(size=(photos, MOBILENET_FEATURES))[photo]
-        rows += rng.normal(size=(len(faces), MOBILENET_FEATURES))
+        rows = 0.5 * rng.normal(size=(photos, FEATURES))[photo]
+        rows += rng.normal(size=(len(faces), FEATURES))
         rows[:, :60] += labels[:, None]
         rows *= 0.3
         return cls(faces, torch.from_numpy(rows).float(), torch.from_numpy(labels.copy()))

@@ -16,10 +16,9 @@ from deepfake.data.arrays import Rows
 from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
 from deepfake.models import features
-from deepfake.models.build import build_model
+from deepfake.models.build import build_head, build_model, frozen_backbone
 from deepfake.models.features import Features, ensure_features, features_path, rows_to_embed
 from deepfake.models.layers import whole_state
-from deepfake.models.mobilenet_v2 import build_head, frozen_backbone
 from deepfake.training.loop import evaluate, fit
 from tests.support.photos import prepared_set
 
@@ -51,7 +50,7 @@ def work_dir(made, tmp_path):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return frozen_backbone(None).eval()
+    return frozen_backbone("mobilenet_v2_frozen", None).eval()
 
 
 def stored(work_dir, backbone):
@@ -97,7 +96,7 @@ def test_the_backbone_without_weights_is_the_same_for_every_seed_and_draws_nothi
     heads, backbones = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        backbones.append(frozen_backbone(None)[0][0][0].weight)
+        backbones.append(frozen_backbone("mobilenet_v2_frozen", None)[0][0][0].weight)
         after = torch.rand(1)
         torch.manual_seed(seed)
         assert torch.equal(after, torch.rand(1))
@@ -125,7 +124,7 @@ def test_other_weights_another_side_or_other_crops_have_features_of_their_own(
     told = []
     again = ensure_features(work_dir, SIDE, backbone, CPU, progress=lambda *now: told.append(now))
     assert (again, told) == (first, [])
-    other = frozen_backbone(None)
+    other = frozen_backbone("mobilenet_v2_frozen", None)
     with torch.no_grad():
         other[0][0][0].weight.view(-1)[0] += 1e-3
     ensure_store(work_dir, 33, made.crops_sha256)
@@ -192,12 +191,12 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from deepfake.models import features
-from deepfake.models.mobilenet_v2 import frozen_backbone
+from deepfake.models.build import frozen_backbone
 
 torch.set_num_threads(1)
 features.CHUNK_ROWS = 4
 work_dir, die_after = Path(sys.argv[1]), int(sys.argv[2])
-backbone = frozen_backbone(None)
+backbone = frozen_backbone("mobilenet_v2_frozen", None)
 print("ready", flush=True)
 sys.stdin.readline()
 told = []

@@ -16,7 +16,6 @@ from torchvision.models import mobilenet_v2
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
 from deepfake.models.build import build_model
-from deepfake.models.cnn import cnn
 from deepfake.models.layers import count_parameters
 from deepfake.models.pretrained import load_weights, state_dict_sha256
 from deepfake.training.loop import train_one_epoch
@@ -133,10 +132,10 @@ def test_the_cnn_at_64_px_has_the_parameters_counted_by_hand():
 
 
 def test_the_cnn_is_the_reports_layer_for_layer():
-    layers = [type(layer).__name__ for layer in cnn(128, 0.5)]
+    layers = [type(layer).__name__ for layer in build("cnn", side=128)]
     block = ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
     assert layers == [*block * 5, "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
-    convolutions = [layer for layer in cnn(128, 0.5) if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in build("cnn", side=128) if isinstance(layer, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels) for c in convolutions] == [
         (3, 32),
         (32, 64),
@@ -322,7 +321,7 @@ def test_training_moves_every_weight_and_statistic_of_the_finetuned_variant():
 
 @pytest.mark.parametrize("variant", MOBILENETS)
 def test_pretrained_features_equal_torchvisions_own_model(variant, pretrained, weights_file):
-    state, _ = load_weights(str(weights_file))
+    state, _ = load_weights(str(weights_file), "mobilenet_v2_frozen")
     model = draw(variant, state, seed=9, side=96).eval()
     images = images_of(6, side=96)
     with torch.inference_mode():
@@ -334,7 +333,7 @@ def test_pretrained_features_equal_torchvisions_own_model(variant, pretrained, w
 
 
 def test_pretrained_weights_leave_the_head_to_kaiming(weights_file):
-    state, _ = load_weights(str(weights_file))
+    state, _ = load_weights(str(weights_file), "mobilenet_v2_frozen")
     head = draw("mobilenet_v2_frozen", state)[1][1]
     assert head.weight.var().item() == pytest.approx(2 / 1280, rel=0.15)
     assert not head.bias.any()
@@ -346,7 +345,7 @@ def test_the_cnn_takes_no_pretrained_weights(pretrained):
 
 
 def test_none_are_no_weights():
-    assert load_weights("none") == (None, "none")
+    assert load_weights("none", "mobilenet_v2_frozen") == (None, "none")
 
 
 def test_the_hash_is_of_the_values_not_of_the_file(pretrained, weights_file, tmp_path):
@@ -358,14 +357,14 @@ def test_the_hash_is_of_the_values_not_of_the_file(pretrained, weights_file, tmp
     path = tmp_path / "again.pth"
     torch.save(again, path, _use_new_zipfile_serialization=False)
     assert path.read_bytes() != weights_file.read_bytes()
-    sha256 = load_weights(str(weights_file))[1]
-    assert load_weights(str(path))[1] == sha256
+    sha256 = load_weights(str(weights_file), "mobilenet_v2_frozen")[1]
+    assert load_weights(str(path), "mobilenet_v2_frozen")[1] == sha256
     assert len(sha256) == 64
     name = "features.18.0.weight"
     again[name] = again[name].clone()
     again[name].view(-1)[0] = torch.nextafter(again[name].view(-1)[0], torch.tensor(9.0))
     torch.save(again, path)
-    assert load_weights(str(path))[1] != sha256
+    assert load_weights(str(path), "mobilenet_v2_frozen")[1] != sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -376,7 +375,7 @@ def test_weights_saved_in_half_precision_load_too(pretrained, tmp_path, dtype):
         for name, value in pretrained.state_dict().items()
     }
     torch.save(half, path)
-    state, sha256 = load_weights(str(path))
+    state, sha256 = load_weights(str(path), "mobilenet_v2_frozen")
     assert len(sha256) == 64
     model = draw("mobilenet_v2_frozen", state)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -388,7 +387,7 @@ def test_weights_saved_in_half_precision_load_too(pretrained, tmp_path, dtype):
 
 def refusal(weights):
     with pytest.raises(ConfigError) as caught:
-        load_weights(str(weights))
+        load_weights(str(weights), "mobilenet_v2_frozen")
     message = str(caught.value)
     assert message.startswith("train.weights: ")
     assert str(weights) in message
@@ -459,26 +458,24 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 
 def test_a_state_dict_of_another_model_is_refused_with_a_layer_it_lacks(tmp_path):
     path = tmp_path / "cnn.pth"
-    torch.save(cnn(32, 0.5).state_dict(), path)
+    torch.save(build("cnn").state_dict(), path)
     message = refusal(path)
-    assert "is no MobileNetV2 state dict of torchvision's layout" in message
-    assert "(below 'features.': Missing key(s) in state_dict: \"0.0.weight\"" in message
+    assert "is no mobilenet_v2 state dict of torchvision's layout" in message
+    assert '(Missing key(s) in state_dict: "features.0.0.weight"' in message
 
 
 def test_a_state_dict_with_a_layer_too_many_is_refused_with_its_name(pretrained, tmp_path):
     path = tmp_path / "more.pth"
     torch.save({**pretrained.state_dict(), "features.19.weight": torch.zeros(2)}, path)
-    assert 'Unexpected key(s) in state_dict: "19.weight"' in refusal(path)
+    assert 'Unexpected key(s) in state_dict: "features.19.weight"' in refusal(path)
 
 
 def test_a_narrower_mobilenet_is_refused_with_the_layer_of_another_shape(tmp_path):
     path = tmp_path / "narrow.pth"
     torch.save(mobilenet_v2(weights=None, width_mult=0.5).state_dict(), path)
     message = refusal(path)
-    assert "is no MobileNetV2 state dict of torchvision's layout" in message
-    assert (
-        "(below 'features.': size mismatch for 0.0.weight: copying a param with shape" in message
-    )
+    assert "is no mobilenet_v2 state dict of torchvision's layout" in message
+    assert "(size mismatch for features.0.0.weight: copying a param with shape" in message
 
 
 # torchvision's download

@@ -160,7 +160,7 @@ PLACES = {
         WEIGHTS, ("train.weights: {path}/w.pth can't be read", "; give a"), file("w.pth", "no")
     ),
     "weights of another model": Mistake(
-        WEIGHTS, ("w.pth is no MobileNetV2 state dict", "; give a"), saved({"a": torch.zeros(1)})
+        WEIGHTS, ("w.pth is no mobilenet_v2 state dict", "; give a"), saved({"a": torch.zeros(1)})
     ),
     "a list for weights": Mistake(WEIGHTS, ("w.pth holds no state dict", "; give"), saved([1])),
     "a pickle for weights": Mistake(

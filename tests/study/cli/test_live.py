@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from deepfake.config import Hyperparameters, Variant
+from deepfake.config import Hyperparameters, VariantName
 from study.cli.live import live_table, progress_bars, seconds_left
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
@@ -19,10 +19,10 @@ from study.slots.study import join
 from tests.support.runs import Folder
 from tests.support.terminal import CTRL_C, Terminal
 
-FINETUNED: Variant = "mobilenet_v2_finetuned"
+FINETUNED: VariantName = "mobilenet_v2_finetuned"
 
 
-def record(number: int, state: State, variant: Variant | None, **changes: Any) -> SlotRecord:
+def record(number: int, state: State, variant: VariantName | None, **changes: Any) -> SlotRecord:
     params = None
     if variant is not None:
         params = Hyperparameters(variant=variant, lr=3e-4, weight_decay=1e-5, dropout=0.5)

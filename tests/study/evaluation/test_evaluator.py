@@ -16,10 +16,11 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
+from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.prepare import load_prepared
 from deepfake.data.splits import SplitClosed, read_split
 from deepfake.data.store import Faces
-from deepfake.models.cnn import cnn
+from deepfake.models.build import build_model
 from study.config.load import load_config
 from study.evaluation.evaluator import Evaluator, ProofFailed
 from study.slots.slots import Slots
@@ -50,7 +51,8 @@ def artifacts(run: Run) -> Path:
 
 def network_of(run: Run) -> nn.Module:
     """The CNN of a run, rebuilt without the study."""
-    network = cnn(32, float(run.data.params["dropout"]))
+    params = {name: float(run.data.params[name]) for name in ("lr", "weight_decay", "dropout")}
+    network = build_model(TrainConfig(variant="cnn", image_size=ImageSize(cnn=32), **params), None)
     network.load_state_dict(load_file(artifacts(run) / "weights/best.safetensors"))
     return network.eval()
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from deepfake.config import ImageSize, TrainConfig, Variant
+from deepfake.config import ImageSize, TrainConfig, VariantName
 from study.evaluation.evaluator import ProofFailed, prove
 from tests.study.report.test_report import record
 
 
-def settings(variant: Variant = "cnn") -> TrainConfig:
+def settings(variant: VariantName = "cnn") -> TrainConfig:
     size = ImageSize(cnn=32, mobilenet_v2=33)
     return TrainConfig(variant=variant, lr=1e-3, weight_decay=0, dropout=0.2, image_size=size)
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from deepfake.config import Hyperparameters, Variant
+from deepfake.config import Hyperparameters, VariantName
 from deepfake.errors import UserError
 from deepfake.metrics.figures import METRICS, Summed
+from deepfake.variants import VARIANTS
 from scripts.benches.filled import EPOCHS, filled_study
 from study.cli.tables import analysis_table
 from study.config.load import load_config
@@ -47,7 +48,7 @@ SPACE = Space.model_validate(
 
 
 def record(number: int, *losses: float, state: str = "complete", **changes: Any) -> SlotRecord:
-    variant: Variant = "cnn" if number % 2 == 0 else "mobilenet_v2_frozen"
+    variant: VariantName = "cnn" if number % 2 == 0 else "mobilenet_v2_frozen"
     values = {
         "number": number,
         "state": state,
@@ -335,7 +336,7 @@ class TestCharts:
         rings = figure.data[1]
         assert (list(rings.x), list(rings.y)) == ([1, 4], [0.8, 0.5])
         colours = {trace.name: trace.marker.color for trace in figure.data[2:]}
-        assert colours == {v: charts.COLOURS[v] for v in ("cnn", "mobilenet_v2_frozen")}
+        assert colours == {v: VARIANTS[v].colour for v in ("cnn", "mobilenet_v2_frozen")}
 
     def test_a_diverged_slot_does_not_flatten_the_others(self) -> None:
         def kind(records: Sequence[SlotRecord]) -> str | None:
@@ -355,7 +356,7 @@ class TestCharts:
         curves = {0: {"val_loss": {0: 0.5, 1: 0.4}, "robust_val_loss": {0: 0.9, 1: 0.8}}}
         assert charts.drawable(records, curves) == {
             0: {
-                "colour": charts.COLOURS["cnn"],
+                "colour": VARIANTS["cnn"].colour,
                 "symbol": "circle",
                 "curves": {"val_loss": [0.5, 0.4], "robust_val_loss": [0.9, 0.8]},
             }

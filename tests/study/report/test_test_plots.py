@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from study.report.search_plots import COLOURS
+from deepfake.variants import VARIANTS
 from study.report.test_plots import (
     curve_figures,
     differences_figure,
@@ -33,7 +33,9 @@ def test_the_best_is_solid_and_baselines_are_dotted_in_their_variants_colours() 
     assert list(figures) == ["roc", "precision-recall", "reliability-before", "reliability-after"]
     lines = [trace.line for trace in figures["roc"].data if trace.mode == "lines"]
     assert [line.dash for line in lines] == ["solid", "dot"]
-    assert [line.color for line in lines] == [COLOURS["mobilenet_v2_finetuned"], COLOURS["cnn"]]
+    assert [line.color for line in lines] == [
+        VARIANTS[variant].colour for variant in ("mobilenet_v2_finetuned", "cnn")
+    ]
     points = [trace for trace in figures["roc"].data if trace.mode == "markers"]
     assert [(*trace.x, *trace.y) for trace in points] == [(0.3, 0.8), (0.3, 0.7)]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
-from deepfake.config import Hyperparameters, Variant
+from deepfake.config import Hyperparameters, VariantName
 from study.config.schema import SearchConfig, StudyConfig
 from tests.support.curve_pools import FAMILY, Curve, family, half_of, recorded, share_of, value_at
 from tests.support.replay_curves import RandomSearch, Replayed, StudySearch, replay, report_study
@@ -18,7 +18,7 @@ def config() -> StudyConfig:
     return report_study()
 
 
-def curve(*losses: float, variant: Variant = "cnn", lr: float = 1e-3) -> Curve:
+def curve(*losses: float, variant: VariantName = "cnn", lr: float = 1e-3) -> Curve:
     params = Hyperparameters(variant=variant, lr=lr, weight_decay=1e-5, dropout=0.5)
     return Curve(params, losses)
 
