@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.config import JsonDict
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from deepfake.errors import JSONS, JSONS_BY_SPLIT, ConfigError
@@ -271,14 +272,40 @@ class Augment(Frozen):
         return Augment(**scaled) if scaled else None
 
 
+_SMALL: JsonDict = {"format": ".1e"}  # as tables print it
+_SHARE: JsonDict = {"format": ".2f"}
+
+
 class Hyperparameters(Frozen):
-    """What a trial draws."""
+    """What a trial draws.
+
+    A further one is a field here, where training uses it, and in the YAML's space; tables and
+    charts print it by its name and its format. A title is a narrow line's word for it.
+    """
 
     variant: VariantName
-    lr: PositiveFloat  # initial; the plateau rule lowers it
-    weight_decay: NonNegativeFloat  # Adam's coupled L2: adds weight_decay * w to the gradient
-    dropout: Annotated[float, Field(ge=0, lt=1)]  # in the variant's head
-    augment_p: Probability | None = Unset  # times each p of augment; None if it is not drawn
+    # initial; the plateau rule lowers it
+    lr: PositiveFloat = Field(json_schema_extra=_SMALL)
+    # Adam's coupled L2: adds weight_decay * w to the gradient
+    weight_decay: NonNegativeFloat = Field(title="wd", json_schema_extra=_SMALL)
+    # in the variant's head
+    dropout: float = Field(ge=0, lt=1, json_schema_extra=_SHARE)
+    # times each p of augment; None if it is not drawn
+    augment_p: Probability | None = Field(
+        default=None, exclude_if=lambda value: value is None, json_schema_extra=_SHARE
+    )
+
+    def printed(self, *, short: bool = False) -> dict[str, str]:
+        """Each but the variant, by its name or short title, in its format; none that is unset."""
+        found = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name == "variant" or value is None:
+                continue
+            extra = field.json_schema_extra
+            spec = str(extra.get("format", "")) if isinstance(extra, dict) else ""
+            found[(field.title or name) if short else name] = format(value, spec)
+        return found
 
 
 class TrainConfig(TrainSettings, Hyperparameters):

@@ -27,7 +27,8 @@ class DataError(UserError):
 
 JSONS, JSONS_BY_SPLIT = "list of JSONs", "JSONs by split"  # told apart first, for the errors' sake
 
-UNION_MEMBERS = ("number", "range", JSONS, JSONS_BY_SPLIT)  # in pydantic's errors; no keys
+FIXED, RANGE, CHOICE = "one value", "range", "list of values"  # of a space, likewise
+UNION_MEMBERS = (FIXED, RANGE, CHOICE, JSONS, JSONS_BY_SPLIT)  # in pydantic's errors; no keys
 
 # What other tools call our keys: difflib alone would not find them.
 SYNONYMS = {

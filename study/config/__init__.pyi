@@ -22,6 +22,7 @@ from .load import (
 )
 from .schema import (
     OBJECTIVES as OBJECTIVES,
+    Choice as Choice,
     Objective as Objective,
     Range as Range,
     SearchConfig as SearchConfig,

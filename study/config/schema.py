@@ -1,12 +1,15 @@
 """Everything about a study, from one YAML and --set overrides, checked once."""
 
+import operator
 import re
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard, get_args
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -16,6 +19,7 @@ from pydantic import (
     SecretStr,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -33,7 +37,7 @@ from deepfake.config import (
     VariantName,
     absolute,
 )
-from deepfake.errors import ConfigError, UserError
+from deepfake.errors import CHOICE, FIXED, RANGE, ConfigError, UserError
 from deepfake.variants import VARIANTS
 
 
@@ -64,46 +68,74 @@ def _single(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _number_or_range(value: object) -> str:
-    return "range" if isinstance(value, dict | Range) else "number"
+def _none_twice(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{list(values)} names one twice")
+    return values
 
 
-# A fixed value or a range; told apart first, so that an error speaks of the one that was meant.
-Drawn = Annotated[
-    Annotated[float, Tag("number")] | Annotated[Range, Tag("range")],
-    Discriminator(_number_or_range),
-]
+def _kind(value: object) -> str:
+    if isinstance(value, dict | Range):
+        return RANGE
+    return CHOICE if isinstance(value, list | tuple) else FIXED
 
 
-class Space(Frozen):
-    """What a trial draws; a single value fixes it."""
+def _drawn(value: Any) -> Any:
+    """A fixed value, a range or a choice of some; told apart first, so that an error speaks of
+    the one that was meant. A text has no range.
+    """
+    choice = Annotated[tuple[value, ...], Field(min_length=1), AfterValidator(_none_twice)]
+    tagged = Annotated[value, Tag(FIXED)] | Annotated[choice, Tag(CHOICE)]
+    return Annotated[tagged | Annotated[Range, Tag(RANGE)], Discriminator(_kind)]
+
+
+Value = float | int | str | bool
+Choice = tuple[Value, ...]
+Drawn = Value | Range | Choice
+
+
+class SpaceOfVariants(Frozen):
+    """What a trial draws; a single value fixes it. space_of adds the other hyperparameters."""
+
+    PARAMS: ClassVar[type[Hyperparameters]]
 
     variant: Annotated[tuple[VariantName, ...], BeforeValidator(_single), Field(min_length=1)]
-    lr: Drawn
-    weight_decay: Drawn
-    dropout: Drawn
-    # times each p of augment; no parameter of a study that does not draw it
-    augment_p: Drawn = Field(default=1.0, exclude_if=lambda value: value == 1.0)
 
     @model_validator(mode="after")
-    def _each_end_is_possible(self) -> "Space":
-        """Both ends of every range must be hyperparameters that a training takes."""
+    def _each_end_is_possible(self) -> Self:
+        """Ends of ranges and each of a choice must be hyperparameters that a training takes."""
         if len(set(self.variant)) < len(self.variant):
             raise ValueError(f"variant: {list(self.variant)} names one twice")
-        every = {**self.drawn(), "augment_p": self.augment_p}
-        for end in ("low", "high"):
-            values = {name: getattr(d, end, d) for name, d in every.items()}
-            try:
-                Hyperparameters(variant=self.variant[0], **values)
-            except ValidationError as error:
-                first = error.errors()[0]
-                name, message = first["loc"][0], first["msg"]
-                raise ValueError(f"{name}: {message}, not {first['input']}") from error
+        every = {name: drawn for name, drawn in self if name != "variant"}
+        first = {name: _ends(drawn)[0] for name, drawn in every.items()}
+        for name, drawn in every.items():
+            for value in _ends(drawn):
+                try:
+                    self.PARAMS.model_validate({"variant": self.variant[0], **first, name: value})
+                except ValidationError as error:
+                    problem = error.errors()[0]
+                    where, message = problem["loc"][0], problem["msg"]
+                    raise ValueError(f"{where}: {message}, not {problem['input']}") from error
         return self
 
     def drawn(self) -> dict[str, Drawn]:
-        drawn = {"lr": self.lr, "weight_decay": self.weight_decay, "dropout": self.dropout}
-        return drawn | ({"augment_p": self.augment_p} if isinstance(self.augment_p, Range) else {})
+        """Of each hyperparameter but the variant what a trial is asked for.
+
+        Where it has its default, it is not; nor for a fixed augment_p, which is no parameter.
+        """
+        return {
+            name: drawn
+            for name, drawn in self
+            if name != "variant" and (self._is_asked(name, drawn) or _varies(drawn))
+        }
+
+    def _is_asked(self, name: str, drawn: Drawn) -> bool:
+        field = self.PARAMS.model_fields[name]
+        return field.is_required() or (name != "augment_p" and drawn != field.default)
+
+    def varied(self) -> dict[str, Range | Choice]:
+        """Of those the ones that are not fixed."""
+        return {name: drawn for name, drawn in self.drawn().items() if _varies(drawn)}
 
     def problem_with(self, params: Hyperparameters) -> str | None:
         """Why params are outside this space, or None if they are in it."""
@@ -111,11 +143,66 @@ class Space(Frozen):
             return f"variant {params.variant} is not among {', '.join(self.variant)}"
         for name, drawn in self.drawn().items():
             value = getattr(params, name)
-            if isinstance(drawn, Range) and value not in drawn:
-                return f"{name} {value:g} is not in [{drawn.low:g}, {drawn.high:g}]"
-            if not isinstance(drawn, Range) and value != drawn:
-                return f"{name} {value:g} is not the fixed {drawn:g}"
+            match drawn:
+                case Range() if value not in drawn:
+                    return f"{name} {_said(value)} is not in [{drawn.low:g}, {drawn.high:g}]"
+                case tuple() if value not in drawn:
+                    among = ", ".join(map(_said, drawn))
+                    return f"{name} {_said(value)} is not among {among}"
+                case str() | float() | int() if value != drawn:
+                    return f"{name} {_said(value)} is not the fixed {_said(drawn)}"
         return None
+
+
+def _varies(drawn: Drawn) -> TypeGuard[Range | Choice]:
+    return isinstance(drawn, Range | tuple)
+
+
+def _ends(drawn: Drawn) -> Choice:
+    if isinstance(drawn, Range):
+        return drawn.low, drawn.high
+    return drawn if isinstance(drawn, tuple) else (drawn,)
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def space_of(params: type[Hyperparameters]) -> type[SpaceOfVariants]:
+    """A space with each of these hyperparameters, in their order.
+
+    One with a default may be left out of the YAML: then it has that, and nothing that is written
+    down shows it.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in params.model_fields.items():
+        if name == "variant":
+            continue
+        types = {field.annotation, *get_args(field.annotation)}
+        kind = _drawn(float if float in types else field.annotation)
+        if field.is_required():
+            fields[name] = (kind, ...)
+            continue
+        default = 1.0 if name == "augment_p" else field.default
+        fields[name] = (kind, Field(default=default, exclude_if=partial(operator.eq, default)))
+    space = create_model("Space", __base__=SpaceOfVariants, __module__=__name__, **fields)
+    space.PARAMS = params
+    return space
+
+
+if TYPE_CHECKING:
+
+    class Space(SpaceOfVariants):
+        """Of Hyperparameters."""
+
+        lr: Drawn
+        weight_decay: Drawn
+        dropout: Drawn
+        augment_p: Drawn = 1.0
+
+else:
+    Space = space_of(Hyperparameters)
+    Space.__doc__ = SpaceOfVariants.__doc__
 
 
 Objective = Literal["val_loss", "robust_val_loss"]
@@ -242,7 +329,7 @@ class StudyConfig(Frozen):
             return whole
         p = params.augment_p
         if p is None:
-            p = 1.0 if isinstance(self.space.augment_p, Range) else self.space.augment_p
+            p = self.space.augment_p if isinstance(self.space.augment_p, float) else 1.0
         return whole.model_copy(update={"augment": self.augment.scaled(p)})
 
     def baseline_params(self, baseline: Baseline) -> Hyperparameters:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna.trial import TrialState
 
 from deepfake.variants import VARIANTS
-from study.config import OBJECTIVES, Range, Space
+from study.config import OBJECTIVES, Choice, Range, Space
 from study.slots import SlotRecord, best_of, incumbents
 
 Curves = Mapping[str, Mapping[int, float]]  # metric -> epoch -> value
@@ -68,13 +68,14 @@ def slice_figures(records: Sequence[SlotRecord], space: Space) -> dict[str, go.F
     if not measured:
         return {}
     figures = {}
-    for name, drawn in space.drawn().items():
-        if isinstance(drawn, Range):
-            figure = go.Figure(layout=figure_layout(name, _best(measured), height=300))
-            _add_slots(figure, measured, lambda record, name=name: getattr(record.params, name))
-            if drawn.log:
-                figure.update_xaxes(type="log", exponentformat="power", dtick=1)
-            figures[name] = figure
+    for name, drawn in space.varied().items():
+        figure = go.Figure(layout=figure_layout(name, _best(measured), height=300))
+        _add_slots(figure, measured, lambda record, name=name: getattr(record.params, name))
+        if isinstance(drawn, tuple):
+            figure.update_xaxes(type="category", categoryarray=drawn)
+        elif drawn.log:
+            figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+        figures[name] = figure
     if len(space.variant) > 1:
         figure = go.Figure(layout=figure_layout("variant", _best(measured), height=300))
         _add_slots(figure, measured, lambda record: record.params and record.params.variant)
@@ -101,7 +102,7 @@ def importances(study: optuna.Study, space: Space) -> dict[str, float] | None:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < MIN_FOR_IMPORTANCES:
         return None
-    drawn = [name for name, values in space.drawn().items() if isinstance(values, Range)]
+    drawn = [*space.varied()]
     if len(space.variant) > 1:
         drawn.append("variant")
     shares = optuna.importance.get_param_importances(study, params=drawn)
@@ -344,10 +345,13 @@ def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | 
     measured = _lowest(records)
     if not measured:
         return None
-    drawn = [name for name, values in space.drawn().items() if isinstance(values, Range)]
-    logs = {name for name in drawn if getattr(space, name).log}
+    drawn = space.varied()
+    logs = {name for name, values in drawn.items() if isinstance(values, Range) and values.log}
     axes = [*drawn, OBJECTIVES[measured[0].objective]]
-    rows = [[*(getattr(r.params, name) for name in drawn), r.best_loss] for r in measured]
+    rows = [
+        [*(_place(getattr(r.params, name), drawn[name]) for name in drawn), _loss(r)]
+        for r in measured
+    ]
     losses = [row[-1] for row in rows]
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         logs.add(axes[-1])
@@ -356,7 +360,8 @@ def parallel_figure(records: Sequence[SlotRecord], space: Space) -> go.Figure | 
     figure = go.Figure(layout=figure_layout("", "", height=380))
     for alike in _alike(measured):
         _add_lines(figure, alike, lines, is_best=alike == [best_of(measured)])
-    figure.update_layout(margin={"l": 30, "r": 30}, **_ends(axes, rows))
+    choices = {at: c for at, c in enumerate(drawn.values()) if isinstance(c, tuple)}
+    figure.update_layout(margin={"l": 30, "r": 30}, **_ends(axes, rows, choices))
     return figure
 
 
@@ -415,11 +420,27 @@ def _add_lines(
     )
 
 
-def _ends(axes: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The axes' names below, the lowest and the highest value at their ends."""
+def _place(value: Any, drawn: Range | Choice) -> float:
+    """On its axis: of a choice the number of the value."""
+    return drawn.index(value) if isinstance(drawn, tuple) else float(value)
+
+
+def _ends(
+    axes: Sequence[str], rows: Sequence[Sequence[float]], choices: Mapping[int, Choice]
+) -> dict[str, Any]:
+    """The axes' names below, the lowest and the highest value at their ends.
+
+    choices: by axis, where a row has the number of a value.
+    """
     columns = list(zip(*rows, strict=True))
     edges = [
-        {"x": at, "y": y, "text": f"{value:.3g}", "showarrow": False, "yshift": shift}
+        {
+            "x": at,
+            "y": y,
+            "text": str(choices[at][int(value)]) if at in choices else f"{value:.3g}",
+            "showarrow": False,
+            "yshift": shift,
+        }
         for at, column in enumerate(columns)
         for y, value, shift in ((0, min(column), -14), (1, max(column), 14))
     ]

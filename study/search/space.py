@@ -14,16 +14,24 @@ def suggest(trial: Trial, space: Space) -> Hyperparameters:
 
     One flat space, not one a variant, so that TPE models all dimensions together.
     """
-    drawn = {}
-    for name, values in space.drawn().items():
-        low, high, log = (
-            (values.low, values.high, values.log)
-            if isinstance(values, Range)
-            else (values, values, False)
-        )
-        drawn[name] = trial.suggest_float(name, low, high, log=log)
+    drawn = {name: _suggest(trial, space, name) for name in space.drawn()}
     variant = trial.suggest_categorical("variant", space.variant)
-    return Hyperparameters.model_validate({"variant": variant, **drawn})
+    return space.PARAMS.model_validate({"variant": variant, **drawn})
+
+
+def _suggest(trial: Trial, space: Space, name: str) -> object:
+    whole = space.PARAMS.model_fields[name].annotation is int
+    match values := space.drawn()[name]:
+        case Range(low=low, high=high, log=log) if whole:
+            return trial.suggest_int(name, int(low), int(high), log=log)
+        case Range(low=low, high=high, log=log):
+            return trial.suggest_float(name, low, high, log=log)
+        case float():  # fixed: a distribution of its own, as a range has
+            return trial.suggest_float(name, values, values)
+        case tuple():
+            return trial.suggest_categorical(name, values)
+        case _:
+            return trial.suggest_categorical(name, (values,))
 
 
 def hyperparameters(params: Mapping[str, Any]) -> Hyperparameters | None:

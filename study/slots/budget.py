@@ -1,13 +1,13 @@
 """What a user does to a study that is there: a larger budget, a trial of his own, its end."""
 
 import re
+from typing import Any
 
 from pydantic import ValidationError
 
 from deepfake.config import Hyperparameters
 from deepfake.errors import ConfigError, explain
 from study.config import (
-    Range,
     Space,
     StudyConfig,
     StudyMismatch,
@@ -63,12 +63,11 @@ def given_params(text: str, space: Space) -> Hyperparameters:
 
     Raises ConfigError, one line, for what is unknown, missing, no value or outside the space.
     """
-    fixed: dict[str, float | str] = {
-        name: value for name, value in space.drawn().items() if not isinstance(value, Range)
-    }
+    drawn, varied = space.drawn(), space.varied()
+    fixed: dict[str, Any] = {name: drawn[name] for name in drawn if name not in varied}
     if len(space.variant) == 1:
         fixed["variant"] = space.variant[0]
-    known = ["variant", *space.drawn()]
+    known = ["variant", *drawn]
     given: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, value = key_value("--params", part, "lr=3e-4", known)
