@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from deepfake.config import Hyperparameters, TrainConfig, VariantName
+from deepfake.config import TrainConfig, VariantName
 from deepfake.data import stores_bytes
 from deepfake.errors import DataError
 from deepfake.files import free_bytes
@@ -151,7 +151,7 @@ def _trainings(config: StudyConfig) -> dict[Kind, TrainConfig]:
     found = {}
     with_baseline = {baseline.params.variant for baseline in config.baselines.baselines}
     for variant in config.space.variant:
-        params = Hyperparameters(variant=variant, lr=1e-4, weight_decay=1e-5, dropout=0.2)
+        params = config.space.lowest(variant)
         drawn, fixed = (config.train_config(params, fixed=fixed) for fixed in (False, True))
         found[variant, False] = drawn
         if fixed != drawn and variant in with_baseline:

@@ -140,7 +140,7 @@ def _cells(record: SlotRecord, max_epochs: int) -> dict[str, Text | ProgressBar]
     return {
         "slot": Text(str(record.number)),
         "variant": Text(record.params.variant if record.params else "-", COLOURS["running"]),
-        "lr": Text(f"{record.params.lr:.1e}" if record.params else "-"),
+        "lr": Text(record.params.printed()["lr"] if record.params else "-"),
         "bar": ProgressBar(total, done, width=8),
         "epoch": Text(epoch),
         "train": Text(f"{last.train_loss:.4f}" if last else "-"),
@@ -174,10 +174,8 @@ def trial_line(record: SlotRecord, max_epochs: int) -> Text:
     line = Text(f"{record.number:4d} ")
     line.append(f"{record.state:9}", COLOURS.get(record.state, "dim"))
     if record.params is not None:
-        p = record.params
-        line.append(
-            f"{p.variant:23} lr {p.lr:.1e}  wd {p.weight_decay:.1e}  dropout {p.dropout:.2f}"
-        )
+        said = (f"{name} {value}" for name, value in record.params.printed(short=True).items())
+        line.append(f"{record.params.variant:23} {'  '.join(said)}")
     line.append(f"  epoch {len(record.losses)}/{max_epochs}")
     if record.best_loss is not None:
         line.append(f"  {record.objective} {record.best_loss:.4f}", "bold")

@@ -137,6 +137,15 @@ class SpaceOfVariants(Frozen):
         """Of those the ones that are not fixed."""
         return {name: drawn for name, drawn in self.drawn().items() if _varies(drawn)}
 
+    def lowest(self, variant: VariantName) -> Hyperparameters:
+        """One that may be drawn: of each that has no default the first value."""
+        first = {
+            name: _ends(drawn)[0]
+            for name, drawn in self.drawn().items()
+            if self.PARAMS.model_fields[name].is_required()
+        }
+        return self.PARAMS.model_validate({"variant": variant, **first})
+
     def problem_with(self, params: Hyperparameters) -> str | None:
         """Why params are outside this space, or None if they are in it."""
         if params.variant not in self.variant:

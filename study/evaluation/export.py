@@ -83,6 +83,7 @@ def model_card(
         {
             **vars(measured),
             "info": info,
+            "drawn": info.hyperparameters.model_dump(exclude={"variant"}),
             "title": VARIANTS[info.variant].title,
             "chosen": chosen,
             "searched": searched,

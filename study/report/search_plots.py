@@ -215,7 +215,7 @@ def hovers(records: Sequence[SlotRecord], max_epochs: int) -> dict[int, str]:
             f"<b>slot {record.number}</b> {p.variant}"
             f"<br>{state} after {len(record.losses)} of {max_epochs} epochs"
             f"<br>{OBJECTIVES[record.objective]} {loss or '-'}"
-            f"<br>lr {p.lr:.2e}, weight_decay {p.weight_decay:.2e}, dropout {p.dropout:.2f}"
+            f"<br>{', '.join(f'{name} {value}' for name, value in p.printed().items())}"
         )
     return found
 
