@@ -11,6 +11,7 @@ before, and can't use CUDA once it was started.
 import gc
 import json
 import os
+import pkgutil
 import socket
 import sys
 import time
@@ -62,9 +63,12 @@ def become(output: int) -> None:
 
 
 def main() -> None:
+    from deepfake.variants import VARIANTS
     from study.cli.app import main as command
     from study.worker import work  # noqa: F401  # and with it all that a worker imports
 
+    for variant in VARIANTS.values():
+        pkgutil.resolve_name(variant.network)
     gc.freeze()  # or each worker's collections would copy every page
     with socket.socket(fileno=os.dup(0)) as requests:
         request = serve(requests)
