@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from deepfake.errors import UserError
-from study.launchers import local as launch, monitor as lookout_module
+from study.launchers import local as launch, monitor as lookout_module, run
 from study.launchers.base import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
 from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
 from study.launchers.monitor import Lookout
@@ -355,7 +355,7 @@ def test_a_signal_behind_a_time_that_is_over_is_passed_on_as_the_second() -> Non
 def test_workers_that_linger_behind_the_last_slot_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "LINGER_S", -1.0)
+    monkeypatch.setattr(run, "LINGER_S", -1.0)
     workers = Counted(polls=2)
     stop = StopSignal(second_exits=False)
     lookout = Lookout(FakeSlots(away=0), lambda records: None)  # type: ignore[arg-type]
@@ -417,7 +417,7 @@ def commands_in(folder: Folder) -> set[str]:
 def test_workers_of_a_finished_study_that_was_given_more_slots_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "LINGER_S", 0.01)
+    monkeypatch.setattr(run, "LINGER_S", 0.01)
     lookout = Lookout(FakeSlots(away=99), lambda records: None)  # type: ignore[arg-type]
     lookout.finished = True
 
