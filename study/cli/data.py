@@ -136,14 +136,14 @@ def _price_leak(
     words: that name the study to a worker.
     """
     from study.evaluation import begin_leak, price
-    from study.launchers import Launcher, Placement
+    from study.launchers import Local, Placement
     from study.worker import pick_device
 
-    placement = Placement(Launcher.LOCAL, workers, device=device)
-    placement.check(config, os.environ)
+    local = Local(Placement(workers=workers, device=device))
+    local.check(config, os.environ)
     arms = begin_leak(config, baseline, seeds, prepare_study, warn)
     for arm, slots in arms.items():
-        run_reruns(slots, placement, ("worker", *words, "--leak", arm))
+        run_reruns(slots, local, ("worker", *words, "--leak", arm))
     return price(arms, baseline, seeds, pick_device(device))
 
 
@@ -161,11 +161,10 @@ def estimate(
     loaded = load(config, set_, "timing some seconds of")
     from study.cli.tables import estimate_table
     from study.estimate import estimate as reckon
-    from study.launchers import Launcher, Placement, named
+    from study.launchers import Local, Placement, launcher_named
 
-    local = Placement(Launcher.LOCAL, workers, workers_per_gpu)
-    if named(launcher) != Launcher.LOCAL:  # each on a machine or a GPU like this one
-        local = Placement(Launcher.LOCAL, workers=1)
-    gpus = local.local_gpus(os.environ)
-    found = reckon(loaded, gpus, len(gpus) if named(launcher) == Launcher.LOCAL else workers or 1)
+    here = launcher_named(launcher) is Local  # else each on a machine or a GPU like this one
+    sharing = Placement(workers=workers, workers_per_gpu=workers_per_gpu)
+    gpus = Local(sharing if here else Placement(workers=1)).gpus(os.environ)
+    found = reckon(loaded, gpus, len(gpus) if here else workers or 1)
     show(asdict(found), estimate_table(found), as_json)

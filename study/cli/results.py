@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deepfake.predict import Prediction
     from study.evaluation import Evaluation, Evaluator
-    from study.launchers import Placement
+    from study.launchers import Local
     from study.slots import Slots
 
 SAID_OF_MODEL = {"variant", "side_px", "temperature", "threshold", "weights_sha256"}
@@ -60,7 +60,7 @@ def evaluate(
     from study.cli.live import progress_bars
     from study.cli.tables import evaluation_table
     from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
-    from study.launchers import Launcher, Placement
+    from study.launchers import Local, Placement
     from study.slots import join
     from study.worker import pick_device
 
@@ -68,9 +68,8 @@ def evaluate(
     evaluator = Evaluator(slots, pick_device(device))
     final = None
     if trial is None and seeds is not None:
-        local = (Launcher.LOCAL, workers, workers_per_gpu)
-        placement = Placement(*local, grace_s=grace, device=device)
-        final = _train_finalists(slots, top, seeds, placement, study_words(config, set_))
+        shares = Placement("local", workers, workers_per_gpu, grace_s=grace, device=device)
+        final = _train_finalists(slots, top, seeds, Local(shares), study_words(config, set_))
     with progress_bars(stderr()) as evaluator.progress:
         if trial is not None:
             found = evaluator.evaluate_slot(trial)
@@ -88,15 +87,15 @@ def _train_finalists(
     slots: "Slots",
     top: int,
     seeds: int,
-    placement: "Placement",
+    local: "Local",
     words: tuple[str, ...],
 ) -> "Slots":
     """Their study, all its slots finished. words: that name the study to a worker."""
     from study.evaluation import begin_final
 
-    placement.check(slots.config, os.environ)
+    local.check(slots.config, os.environ)
     final = begin_final(slots, top, seeds)
-    run_reruns(final, placement, ("worker", *words, "--final"))
+    run_reruns(final, local, ("worker", *words, "--final"))
     return final
 
 

@@ -68,15 +68,16 @@ def run(
         sets += _sampled(load(config, sets).name, sampler)
     loaded = load(config, sets, "preparing")
     from study.cli.live import StudyView
-    from study.launchers import Placement, named, run_workers, slurm_dir, submitted
+    from study.launchers import Placement, launcher_of, run_workers, slurm_dir, submitted
     from study.slots import check_trials, free_name, grow
     from study.worker import begin
 
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
     ends = (grace, timeout)
-    placement = Placement(named(launcher), *local, tuple(slurm or ()), detach, *on_ray, *ends)
-    placement.check(loaded, os.environ)
+    placement = Placement(launcher, *local, tuple(slurm or ()), detach, *on_ray, *ends)
+    where = launcher_of(placement)
+    where.check(loaded, os.environ)
     if trials is not None:
         check_trials(trials, loaded)
     again = same_command()
@@ -87,18 +88,17 @@ def run(
         loaded = loaded.model_copy(update={"name": name})
     words = study_words(config, sets)
     slots = begin(loaded, prepare_study, warn)
-    for warning in placement.warnings(loaded, os.environ):
+    for warning in where.warnings(loaded, os.environ):
         warn(warning)
     if trials is not None:
         stderr().print(f"study '{loaded.name}' has {grow(slots, trials)} slots now")
     say_what_is_left(slots, again)
     storage = loaded.study.storage.get_secret_value()
     os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
-    if placement.starts_ray:  # on 127.0.0.1 alone, not on every interface
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.update(where.variables())
     ended = run_workers(
         slots,
-        placement,
+        where,
         ("worker", *words),
         partial(worker_environment, storage),
         StudyView(stderr(), loaded.train.max_epochs),

@@ -9,11 +9,11 @@ import typer
 from study.cli.options import DONE, FAILED_SLOTS, OUR_FAULT, same_command, show, stderr
 
 if TYPE_CHECKING:
-    from study.launchers import Ended, Placement
+    from study.launchers import Ended, Local
     from study.slots import Slots
 
 
-def run_reruns(slots: "Slots", placement: "Placement", worker: tuple[str, ...]) -> None:
+def run_reruns(slots: "Slots", local: "Local", worker: tuple[str, ...]) -> None:
     """Run the slots that are left; the command ends here, saying it again, if it is stopped."""
     from study.cli.live import StudyView
     from study.launchers import run_workers
@@ -23,7 +23,7 @@ def run_reruns(slots: "Slots", placement: "Placement", worker: tuple[str, ...]) 
     say_what_is_left(slots, again)
     storage = slots.config.study.storage.get_secret_value()
     environment = partial(worker_environment, storage)
-    ended = run_workers(slots, placement, worker, environment, StudyView(stderr(), max_epochs))
+    ended = run_workers(slots, local, worker, environment, StudyView(stderr(), max_epochs))
     if ended.signal is not None or not ended.finished:
         code = say_how_it_ended(name, ended, max_epochs, again, again, as_json=False)
         raise typer.Exit(code if ended.halted else code or OUR_FAULT)

@@ -1,5 +1,6 @@
 """Where workers run: on this machine, through Slurm, through Ray.
 
+launchers  LAUNCHERS by name: one entry a launcher
 base       the protocol of a launcher, and the worker as a command line
 placement  the launcher and its options as the command line says them
 local      processes on this machine, a GPU each

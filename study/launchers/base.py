@@ -1,4 +1,4 @@
-"""What every launcher gives, and the worker as a command line, the same on any machine."""
+"""The protocol of a launcher, what it starts, and what it gives to whoever waits."""
 
 import os
 import signal
@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, ClassVar, Protocol
 
 from deepfake.errors import UserError
+from study.config import StudyConfig
+from study.launchers.placement import Placement
 
 # exit codes that a worker chose; any other is a death, and another worker takes its place
 CHOSEN = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -118,3 +120,42 @@ class Workers(Protocol):
 
     def last_words(self) -> str:
         """The last line that one of them wrote."""
+
+
+Environment = Callable[[], dict[str, str]]  # of a worker, on the machine where it is called
+
+
+class Launcher(Protocol):
+    """Where workers run. `start` is all that one must have."""
+
+    takes: ClassVar[tuple[str, ...]] = ()  # fields of Placement that are its own
+    placement: Placement
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        """Before data is touched. Raises UserError, one line, for what can't be placed so."""
+
+    def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
+        """What is allowed and seldom meant."""
+        yield from ()
+
+    def variables(self) -> Mapping[str, str]:
+        """What this process's environment must hold before `start`."""
+        return {}
+
+    def start(
+        self,
+        command: WorkerCommand,
+        config: StudyConfig,
+        environment: Environment,
+        on_end: OnEnd,
+    ) -> Workers:
+        """Start the workers. on_end: called with the name of each that died, where it is known."""
+
+
+def away_from_sqlite(config: StudyConfig) -> Iterator[str]:
+    """The warning of launchers whose workers are on several machines."""
+    if config.study.storage.get_secret_value().startswith("sqlite"):
+        yield "study.storage: SQLite is for one machine"

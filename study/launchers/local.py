@@ -5,23 +5,29 @@ import math
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from deepfake.errors import UserError
+from deepfake.parallel import available_cores
+from study.config import StudyConfig
 from study.launchers.base import (
     MAX_RESTARTS,
     POLL_S,
     SLACK_S,
+    Environment,
+    Launcher,
     OnEnd,
     WorkerCommand,
     as_shell,
     is_death,
     new_log,
 )
-from study.launchers.forked import Forked, ForkServer
-from study.worker import worker_name
+from study.launchers.forked import Forked, ForkServer, fork_server
+from study.worker import check_precision, pick_device, worker_name
 
 log = logging.getLogger(__name__)
 
@@ -165,3 +171,41 @@ class LocalWorkers:
         log.warning("a worker died (exit code %d), another starts: %s", code, worker.log_path)
         self._start(worker.gpu)
         return True
+
+
+class Local(Launcher):
+    """Processes on this machine."""
+
+    takes = ("workers_per_gpu", "device")
+
+    def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        gpus = self.gpus(env)  # may refuse
+        check_precision(config, torch.device("cpu" if None in gpus else "cuda"))
+
+    def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
+        cores, threads = available_cores(), config.train.threads
+        if (workers := len(self.gpus(env))) * threads != cores:
+            said = f"{workers} worker{'s' * (workers > 1)} of train.threads {threads} on "
+            yield f"{said}{cores} cores; on CPUs one worker a core is best: --workers {cores}"
+
+    def gpus(self, env: Mapping[str, str]) -> list[str | None]:
+        """The GPU of each worker; None is the CPU. Raises UserError for no such device."""
+        options = self.placement
+        # counted by NVML: this process takes no memory on any of them
+        count = torch.cuda.device_count()
+        gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), count)
+        if options.device is not None:
+            device = pick_device(options.device)
+            gpus = [gpus[device.index or 0]] if device.type == "cuda" else []
+        return assign_gpus(gpus, options.workers, options.workers_per_gpu or 1)
+
+    def start(
+        self,
+        command: WorkerCommand,
+        config: StudyConfig,
+        environment: Environment,
+        on_end: OnEnd,
+    ) -> LocalWorkers:
+        env, log_dir = environment(), config.checkpoints_dir / "logs"
+        server = fork_server(command, env)
+        return LocalWorkers(command, self.gpus(env), env, log_dir, on_end, server)

@@ -13,28 +13,33 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepfake.errors import UserError, one_line
+from study.config import StudyConfig
 from study.launchers.base import (
     MAX_RESTARTS,
     POLL_S,
     SLACK_S,
+    Environment,
     ExtraMissing,
+    Launcher,
+    OnEnd,
     WorkerCommand,
     as_shell,
+    away_from_sqlite,
     is_death,
     new_log,
 )
 
 # Ray rewrites 127.0.0.1 to the network's address, and binds every other to all interfaces, unless
-# the command line has set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+# this is set before Ray is imported
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOCAL_ADDRESS = "127.0.0.1"
 OBJECT_STORE_BYTES = 80_000_000  # the least Ray takes: nothing of ours goes there
 KNOCK_S = 10.0
-Environment = Callable[[], dict[str, str]]
 
 
 class RayAway(UserError):
@@ -216,3 +221,40 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     while (code := process.poll()) is None:
         time.sleep(POLL_S)
     return code
+
+
+class Ray(Launcher):
+    """Tasks of a cluster, a worker each; without an address of one that starts here."""
+
+    takes = ("ray_address", "gpus_per_worker")
+
+    def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        check_installed()
+
+    def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
+        if not self._begins_one:
+            yield from away_from_sqlite(config)
+
+    def variables(self) -> Mapping[str, str]:
+        return ONE_MACHINE if self._begins_one else {}
+
+    def start(
+        self,
+        command: WorkerCommand,
+        config: StudyConfig,
+        environment: Environment,
+        on_end: OnEnd,
+    ) -> RayWorkers:
+        return start(
+            command,
+            environment,
+            config.checkpoints_dir / "logs",
+            workers=self.placement.workers or 1,
+            cpus=config.train.threads,
+            gpus=self.placement.gpus_per_worker,
+            address=self.placement.ray_address,
+        )
+
+    @property
+    def _begins_one(self) -> bool:
+        return self.placement.ray_address is None

@@ -5,14 +5,13 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepfake.errors import UserError
-from study.launchers.base import Workers
+from study.launchers.base import Environment, Launcher, WorkerCommand, Workers
 from study.launchers.monitor import Lookout, View
-from study.launchers.placement import Placement
 from study.signals import StopSignal
 from study.slots import SlotRecord, Slots, is_stopped
 from study.tracking import Spool, sync
@@ -76,17 +75,17 @@ class Ended:
 
 def run_workers(
     slots: Slots,
-    placement: Placement,
+    launcher: Launcher,
     arguments: tuple[str, ...],
-    environment: Callable[[], dict[str, str]],
+    environment: Environment,
     view: View,
 ) -> Ended:
     """Start workers and wait until all have ended; with --detach only start them.
 
-    arguments, environment: of a worker, see Placement.place. Raises StorageError if the study
+    arguments: of a worker, behind `deepfake-study`. Raises StorageError if the study
     database is away in the end, and whatever a launcher can't do.
     """
-    before = slots.records()
+    before, placement = slots.records(), launcher.placement
     if all(record.finished for record in before):
         return Ended(before)
     stop = StopSignal(second_exits=False)
@@ -96,7 +95,8 @@ def run_workers(
     if not outlives_its_parent():
         stop.follow_parent(os.getppid())
     lookout = Lookout(slots, view.update)
-    workers = placement.place(slots.config, arguments, environment, lookout.free)
+    command = WorkerCommand(arguments, str(Path.cwd()), placement.grace_s)
+    workers = launcher.start(command, slots.config, environment, lookout.free)
     if placement.detach:
         return Ended(before)
     stop.listen()  # again: Ray took SIGTERM

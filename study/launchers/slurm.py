@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,18 @@ from filelock import FileLock
 
 from deepfake.errors import ConfigError, UserError
 from deepfake.files import write_whole
-from study.config import key_value, yaml_value
+from study.config import StudyConfig, key_value, yaml_value
 from study.launchers.base import (
     CHOSEN,
     MAX_RESTARTS,
     POLL_S,
+    Environment,
     ExtraMissing,
+    Launcher,
+    OnEnd,
     WorkerCommand,
     as_shell,
+    away_from_sqlite,
     is_death,
 )
 
@@ -318,3 +322,36 @@ def _remembered(folder: Path) -> list[str]:
     if not all(isinstance(job_id, str) and job_id.isdecimal() for job_id in ids):
         raise SlurmError(f"{path}: not a list of job ids; it was written by someone else")
     return list(ids)
+
+
+def slurm_dir(config: StudyConfig) -> Path:
+    """Ids, batch scripts and logs of a study's Slurm jobs."""
+    return config.checkpoints_dir / "slurm"
+
+
+class Slurm(Launcher):
+    """An array of jobs, a worker each."""
+
+    takes = ("slurm", "detach")
+
+    def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        if self.placement.detach and self.placement.timeout_s is not None:
+            raise UserError(
+                "--timeout needs a run that waits, not --detach; end the study with: "
+                "deepfake-study stop CONFIG"
+            )
+        parse_options(self.placement.slurm)
+
+    def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
+        return away_from_sqlite(config)
+
+    def start(
+        self,
+        command: WorkerCommand,
+        config: StudyConfig,
+        environment: Environment,
+        on_end: OnEnd,
+    ) -> SlurmWorkers:
+        workers, defaults = self.placement.workers or 1, {"cpus_per_task": config.train.threads}
+        folder, options = slurm_dir(config), self.placement.slurm
+        return submit(command, folder, config.name, workers, defaults, options)

@@ -17,9 +17,9 @@ import torch
 from deepfake.errors import UserError
 from study.launchers import local as launch, monitor as lookout_module, run
 from study.launchers.base import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
-from study.launchers.local import LocalWorkers, assign_gpus, visible_gpus
+from study.launchers.local import Local, LocalWorkers, assign_gpus, visible_gpus
 from study.launchers.monitor import Lookout
-from study.launchers.placement import Launcher, Placement
+from study.launchers.placement import Placement
 from study.launchers.run import watch
 from study.signals import StopSignal
 from study.storage.retry import StorageAway
@@ -28,18 +28,8 @@ from tests.support.exact import assert_exact, holders, wait_for
 from tests.support.runs import Folder
 
 
-def placement(**options: Any) -> Placement:
-    default: dict[str, Any] = {
-        "launcher": Launcher.LOCAL,
-        "workers": None,
-        "workers_per_gpu": None,
-        "slurm": (),
-        "detach": False,
-        "ray_address": None,
-        "gpus_per_worker": None,
-        "grace_s": 25.0,
-    }
-    return Placement(**default | options)
+def local(**options: Any) -> Local:
+    return Local(Placement(**options))
 
 
 # which GPU
@@ -85,57 +75,24 @@ def test_more_workers_than_places_are_refused_with_the_way_out() -> None:
 
 
 def test_counting_the_gpus_does_not_initialise_cuda() -> None:
-    placement().local_gpus({})
+    local().gpus({})
     assert not torch.cuda.is_initialized()
 
 
 def test_a_device_that_is_named_is_every_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)  # no machine here has any
     env = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f1c,6"}
-    assert placement().local_gpus(env) == ["4", "GPU-8f1c", "6"]
-    assert placement(device="cpu").local_gpus(env) == [None]
-    assert placement(device="cpu", workers=2).local_gpus(env) == [None, None]
-    assert placement(device="cuda:1").local_gpus(env) == ["GPU-8f1c"]
-    assert placement(device="cuda").local_gpus(env) == ["4"]
-    packed = placement(device="cuda:2", workers_per_gpu=2)
-    assert packed.local_gpus(env) == ["6", "6"]
+    assert local().gpus(env) == ["4", "GPU-8f1c", "6"]
+    assert local(device="cpu").gpus(env) == [None]
+    assert local(device="cpu", workers=2).gpus(env) == [None, None]
+    assert local(device="cuda:1").gpus(env) == ["GPU-8f1c"]
+    assert local(device="cuda").gpus(env) == ["4"]
+    packed = local(device="cuda:2", workers_per_gpu=2)
+    assert packed.gpus(env) == ["6", "6"]
     with pytest.raises(UserError, match=r"--workers 2: 1 GPUs .* add --workers-per-gpu 2"):
-        placement(device="cuda:1", workers=2).local_gpus(env)
+        local(device="cuda:1", workers=2).gpus(env)
     with pytest.raises(UserError, match="--device cuda:3: this machine has 3 CUDA devices"):
-        placement(device="cuda:3").local_gpus(env)
-
-
-# how it is said
-
-
-def test_the_command_that_continues_names_the_placement() -> None:
-    assert placement().arguments() == []
-    assert placement(device="cuda:1").arguments() == ["--device", "cuda:1"]
-    slurm = placement(launcher=Launcher.SLURM, workers=4, slurm=("time=60", "partition=gpu"))
-    said = "--launcher slurm --workers 4 --slurm time=60 --slurm partition=gpu"
-    assert slurm.arguments() == said.split()
-    ray = placement(launcher=Launcher.RAY, ray_address="h:1", gpus_per_worker=0.5)
-    said = "--launcher ray --ray-address h:1 --gpus-per-worker 0.5"
-    assert ray.arguments() == said.split()
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({"slurm": ("time=1",)}, "--slurm is for --launcher slurm, not local"),
-        ({"detach": True}, "--detach is for --launcher slurm, not local"),
-        ({"gpus_per_worker": 0.0}, "--gpus-per-worker is for --launcher ray, not local"),
-        (
-            {"launcher": Launcher.RAY, "workers_per_gpu": 2},
-            "--workers-per-gpu is for --launcher local, not ray",
-        ),
-    ],
-)
-def test_an_option_of_another_launcher_is_refused(
-    options: dict[str, Any], line: str, make_config: Any
-) -> None:
-    with pytest.raises(UserError, match=line):
-        placement(**options).check(make_config(), {})
+        local(device="cuda:3").gpus(env)
 
 
 # processes
