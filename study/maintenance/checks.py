@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -13,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from packaging.requirements import Requirement
 
@@ -69,10 +69,9 @@ def machine(config: StudyConfig) -> Iterator[Finding]:
     """Cores, memory, GPUs, disks."""
     cores, threads = available_cores(), config.train.threads
     yield Finding("machine", "ok", f"{cores} cores; a worker computes with {threads} threads")
-    memory = _available_bytes()
-    if memory is not None:
-        level: Literal["ok", "note"] = "note" if memory < 2e9 else "ok"
-        yield Finding("machine", level, f"{size_text(memory)} of memory available")
+    memory = psutil.virtual_memory().available
+    level: Literal["ok", "note"] = "note" if memory < 2e9 else "ok"
+    yield Finding("machine", level, f"{size_text(memory)} of memory available")
     yield from _gpus(config)
     for key, folder in places(config).items():
         free = free_bytes(folder)
@@ -101,17 +100,8 @@ def places(config: StudyConfig) -> dict[str, Path]:
     return named
 
 
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
-
-
 def _gpus(config: StudyConfig) -> Iterator[Finding]:
-    driver = _drivers()
+    driver = driver_version()
     count = torch.cuda.device_count()
     for number in range(count):
         name = torch.cuda.get_device_name(number)
@@ -129,14 +119,19 @@ def _gpus(config: StudyConfig) -> Iterator[Finding]:
         yield Finding("machine", "ok", "no GPU: trainings run on the CPU")
 
 
-def _drivers() -> str | None:
+def driver_version() -> str | None:
     """The version that NVIDIA's driver says, if there is one with a GPU."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+        import pynvml
+    except ImportError:  # said of the packages
         return None
-    return said.stdout.partition("\n")[0].strip() or None
+    try:
+        pynvml.nvmlInit()
+        has_gpu, driver = pynvml.nvmlDeviceGetCount() > 0, pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # no driver here, or one that does not work
+        return None
+    return str(driver) if has_gpu else None
 
 
 def packages() -> Iterator[Finding]:

@@ -5,17 +5,21 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 from mlflow import MlflowClient
 
 from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
 from study.config.schema import StudyConfig
+from study.maintenance.checks import driver_version, machine
 from study.maintenance.doctor import Diagnosis, examine
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
@@ -249,6 +253,41 @@ def test_an_empty_postgresql_database_stays_empty(
     found = examine(make_config(storage=url), fix=True)
     assert wrong(found, "study") == []
     assert not has_tables(url)
+
+
+def test_memory_that_is_short_is_noted(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for available, level in ((1.5e9, "note"), (3e9, "ok")):
+        memory = SimpleNamespace(available=available)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        found = {finding.what: finding.level for finding in machine(make_config())}
+        assert found[f"{available / 1e9:.1f} GB of memory available"] == level
+
+
+def test_a_driver_is_one_that_has_a_gpu(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("pynvml.nvmlInit", lambda: None)
+    monkeypatch.setattr("pynvml.nvmlShutdown", lambda: None)
+    monkeypatch.setattr("pynvml.nvmlSystemGetDriverVersion", lambda: "580.65.06")
+    for gpus, line in ((1, "driver 580.65.06 has a GPU, torch "), (0, "no GPU: trainings run")):
+        monkeypatch.setattr("pynvml.nvmlDeviceGetCount", lambda gpus=gpus: gpus)
+        assert any(finding.what.startswith(line) for finding in machine(make_config()))
+
+
+@pytest.mark.parametrize("why", ["no driver", "no package"])
+def test_without_a_driver_or_the_package_that_asks_it_there_is_no_gpu(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+    monkeypatch.setattr("pynvml.nvmlInit", init)
+    if why == "no package":
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert driver_version() is None
 
 
 def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
