@@ -42,7 +42,7 @@ from study.launchers.base import (
 )
 
 if TYPE_CHECKING:
-    from submitit import SlurmExecutor
+    from submitit import AutoExecutor
     from submitit.core.utils import DelayedSubmission
 
 
@@ -51,9 +51,10 @@ REQUEUE_S = 35  # between a worker's end and the time limit, for submitit to req
 MAX_REQUEUES = 10  # of a job whose processes die
 TIMES = ("time", "timeout_min")
 LISTS = ("setup", "teardown", "srun_args")  # given once for each line
+# submitit's names for any cluster, beside those that it has for Slurm
+SHARED = {"name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node"}
 # one task of one node is one worker, and its log is where it is looked for
-NOT_OPTIONS = {"nodes", "ntasks_per_node", "tasks_per_node", "num_gpus", "use_srun"}
-NOT_OPTIONS |= {"stderr_to_stdout"}
+NOT_OPTIONS = {"nodes", "ntasks_per_node", "num_gpus", "use_srun", "stderr_to_stdout"}
 # the end of the batch script, behind the worker's
 _REQUEUE_A_DEATH = [
     "code=$?",
@@ -97,14 +98,13 @@ def _known_options() -> set[str]:
         from submitit import SlurmExecutor
     except ImportError:
         raise ExtraMissing("slurm", "submitit") from None
-    accepted = {*SlurmExecutor._valid_parameters(), *SlurmExecutor._equivalence_dict()}
-    return accepted - NOT_OPTIONS
+    return {*SHARED, *SlurmExecutor._valid_parameters()} - NOT_OPTIONS
 
 
 def parameters(
     command: WorkerCommand, name: str, workers: int, own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The array's parameters, in submitit's names. Raises SlurmError if its time is too short."""
+    """The array's parameters, as --slurm has them. Raises SlurmError if its time is too short."""
     minutes = own.get("time", own.get("timeout_min", DEFAULT_TIME_MIN))
     warning_s = own.get("signal_delay_s", round(command.grace_s) + REQUEUE_S)
     if not isinstance(warning_s, int):
@@ -116,8 +116,8 @@ def parameters(
         )
     teardown = own.get("teardown", [])
     return {
-        "job_name": name,
-        "time": DEFAULT_TIME_MIN,
+        "name": name,
+        "timeout_min": DEFAULT_TIME_MIN,
         "signal_delay_s": warning_s,
         "array_parallelism": workers,
         **own,
@@ -258,14 +258,15 @@ def submit(
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    told = parameters(command, name, workers, {**defaults, **parse_options(options)})
+    wanted = parameters(command, name, workers, {**defaults, **parse_options(options)})
+    told = {f"slurm_{key}": value for key, value in wanted.items()}
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # whoever writes there has the jobs run his pickles
     executor = _executor(folder)
     try:
-        executor.update_parameters(**executor._convert_parameters(told))
+        executor.update_parameters(**told)
         jobs = executor.submit_array([SlurmTask(command)] * workers)
-    except (FailedJobError, FailedSubmissionError, TypeError) as error:
+    except (FailedJobError, FailedSubmissionError, TypeError, ValueError) as error:
         raise SlurmError(f"--launcher slurm: {_last_line(str(error))}") from None
     job_id = jobs[0].job_id.partition("_")[0]
     _remember(folder, job_id)
@@ -277,11 +278,11 @@ def submitted(folder: Path) -> SlurmWorkers:
     return SlurmWorkers(folder, _remembered(folder))
 
 
-def _executor(folder: Path) -> "SlurmExecutor":
+def _executor(folder: Path) -> "AutoExecutor":
     try:
-        from submitit import SlurmExecutor
+        from submitit import AutoExecutor
 
-        return SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
+        return AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
     except ImportError:
         raise ExtraMissing("slurm", "submitit") from None
     except RuntimeError:

@@ -198,6 +198,28 @@ def test_a_time_that_leaves_none_to_train_is_refused(tmp_path: Path) -> None:
         submit(command, tmp_path, "name", 1, {}, ["time=1"])
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ([], ("time=60", "job-name=name", "cpus-per-task=2")),
+        (["timeout_min=90", "mem_gb=4", "gpus_per_node=a100:1"], ("time=90", "mem=4GB")),
+        (["time=90", "mem=3GB", "cpus_per_task=4"], ("time=90", "mem=3GB", "cpus-per-task=4")),
+    ],
+)
+def test_options_reach_the_batch_script(
+    options: list[str], lines: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, script in {"srun": "", "sbatch": "echo Submitted batch job 12"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = WorkerCommand(("worker",), str(tmp_path), grace_s=25)
+    submit(command, tmp_path / "slurm", "name", 3, {"cpus_per_task": 2}, options)
+    script = next((tmp_path / "slurm").glob("*submission.sh")).read_text()
+    for line in (*lines, "array=0-2%3", "signal=USR2@60", "requeue"):
+        assert f"#SBATCH --{line}\n" in script
+
+
 def test_job_ids_that_are_none_never_reach_slurm(tmp_path: Path) -> None:
     assert submitted(tmp_path).job_ids == []
     (tmp_path / "jobs.json").write_text(json.dumps({"jobs": ["12", "--user=root"]}))
