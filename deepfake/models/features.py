@@ -29,7 +29,7 @@ from deepfake.models.layers import Backbone
 from deepfake.models.pretrained import state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import full_precision
-from deepfake.transforms import VERSION
+from deepfake.transforms import suite_sha256
 
 CHUNK_ROWS = 512  # what one worker takes at a time, and loses if it is killed
 BATCH_ROWS = 64  # fixed, whoever embeds: a row's bits may depend on its batch
@@ -114,7 +114,7 @@ def features_path(work_dir: Path, side: int, backbone: Backbone) -> Path:
 
 
 def _robust_path(plain: Path) -> Path:
-    return plain.with_stem(f"{plain.stem}_robust{VERSION}")
+    return plain.with_stem(f"{plain.stem}_robust_{suite_sha256()[:12]}")
 
 
 def rows_to_embed(work_dir: Path, side: int, backbone: Backbone, *, robust: bool) -> int:

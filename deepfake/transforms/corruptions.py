@@ -1,10 +1,10 @@
 """What happens to pictures on their way: JPEG, blur, noise and more; faces and models under it."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,24 @@ from deepfake.reproducibility import full_precision
 from deepfake.training import evaluate
 from deepfake.transforms.jpeg import jpeg
 
-VERSION = 1  # raised when the same corruption gives other pixels: stored features are of one
-Kind = Literal["jpeg", "blur", "downscale", "noise", "brightness", "contrast"]
+PIXELS = 1  # raised when a kind gives other pixels at the same level
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to corrupt pictures."""
+
+    level: str  # what a level is, as an axis names it
+    # (B, H, W, 3) uint8 to the same, at a level. (B,), on the CPU: of each picture's noise
+    change: Callable[[Tensor, float, Tensor], Tensor]
+    neutral: float | None = None  # the level that changes nothing, where some lie on either side
 
 
 @dataclass(frozen=True)
 class Corruption:
     """One thing that is done to pictures, always the same to the same picture."""
 
-    kind: Kind
+    kind: str  # of KINDS
     value: float  # JPEG quality, sigma in px, factor of the side, sigma in levels of 255, factor
 
     @property
@@ -33,37 +42,7 @@ class Corruption:
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to the same. seeds (B,), on the CPU: of each picture's noise."""
-        match self.kind:
-            case "jpeg":
-                return jpeg(images, round(self.value))
-            case "blur":
-                return blur(images, self.value)
-            case "downscale":
-                return downscale(images, self.value)
-            case "noise":  # picture by picture: the same whatever batch it is in
-                drawn = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-                pairs = zip(torch.split(images, 1), drawn, strict=True)
-                return torch.cat([noise(one, self.value, generator) for one, generator in pairs])
-            case "brightness":
-                return _channels_first(vision.adjust_brightness, images, self.value)
-            case "contrast":
-                return _channels_first(vision.adjust_contrast, images, self.value)
-            case _:
-                raise AssertionError(self.kind)
-
-
-# The suite: what a finalist is measured under, by name. Mild to harsh within each kind.
-SUITE = {
-    corruption.name: corruption
-    for corruption in (
-        *[Corruption("jpeg", quality) for quality in (90, 70, 50, 30)],
-        *[Corruption("blur", sigma) for sigma in (1, 2, 3)],
-        *[Corruption("downscale", factor) for factor in (0.75, 0.5, 0.25)],
-        *[Corruption("noise", sigma) for sigma in (5, 10, 20)],
-        *[Corruption("brightness", factor) for factor in (0.7, 1.3)],
-        *[Corruption("contrast", factor) for factor in (0.7, 1.3)],
-    )
-}
+        return KINDS[self.kind].change(images, self.value, seeds)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
@@ -89,6 +68,56 @@ def noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """Gaussian, sigma in levels of 255, drawn where the generator is."""
     drawn = torch.randn(images.shape, generator=generator, device=generator.device)
     return drawn.to(images.device).mul_(sigma).add_(images).round_().clamp_(0, 255).byte()
+
+
+def _own_noise(images: Tensor, sigma: float, seeds: Tensor) -> Tensor:
+    # picture by picture: the same whatever batch it is in
+    drawn = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    pairs = zip(torch.split(images, 1), drawn, strict=True)
+    return torch.cat([noise(one, sigma, generator) for one, generator in pairs])
+
+
+def _channels_first(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _brightness(images: Tensor, factor: float, _: Tensor) -> Tensor:
+    return _channels_first(images, lambda planes: vision.adjust_brightness(planes, factor))
+
+
+def _contrast(images: Tensor, factor: float, _: Tensor) -> Tensor:
+    return _channels_first(images, lambda planes: vision.adjust_contrast(planes, factor))
+
+
+KINDS = {
+    "jpeg": Kind("JPEG quality", lambda images, quality, _: jpeg(images, round(quality))),
+    "blur": Kind("blur, sigma in px", lambda images, sigma, _: blur(images, sigma)),
+    "downscale": Kind(
+        "scaled down to this share, and back", lambda images, share, _: downscale(images, share)
+    ),
+    "noise": Kind("noise, sigma in grey levels", _own_noise),
+    "brightness": Kind("brightness, factor", _brightness, neutral=1),
+    "contrast": Kind("contrast, factor", _contrast, neutral=1),
+}
+
+# The suite: what a finalist is measured under, by name. Mild to harsh within each kind.
+SUITE = {
+    corruption.name: corruption
+    for corruption in (
+        *[Corruption("jpeg", quality) for quality in (90, 70, 50, 30)],
+        *[Corruption("blur", sigma) for sigma in (1, 2, 3)],
+        *[Corruption("downscale", factor) for factor in (0.75, 0.5, 0.25)],
+        *[Corruption("noise", sigma) for sigma in (5, 10, 20)],
+        *[Corruption("brightness", factor) for factor in (0.7, 1.3)],
+        *[Corruption("contrast", factor) for factor in (0.7, 1.3)],
+    )
+}
+
+
+def suite_sha256() -> str:
+    """Of kinds and levels in their order: another, and a face may be under something else."""
+    levels = [(corruption.kind, float(corruption.value)) for corruption in SUITE.values()]
+    return hashlib.sha256(json.dumps([PIXELS, *levels]).encode()).hexdigest()
 
 
 def under(faces: Faces, corruption: Corruption) -> Faces:
@@ -142,9 +171,3 @@ def _seeds(faces: Faces) -> Tensor:
 def _hash(name: str) -> int:
     """63 bits."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
-
-
-def _channels_first(
-    change: Callable[[Tensor, float], Tensor], images: Tensor, value: float
-) -> Tensor:
-    return change(images.permute(0, 3, 1, 2), value).permute(0, 2, 3, 1)

@@ -47,7 +47,7 @@ def evaluate(
     workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     corruptions: Annotated[
-        bool, typer.Option(help="test faces under JPEG, blur, noise ..., too: 17 more passes")
+        bool, typer.Option(help="test faces under JPEG, blur, noise ..., too: a pass each")
     ] = True,
     device: Device = None,
     set_: Set = None,

@@ -41,14 +41,19 @@ def fingerprint_of(
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
     if config.augment is not None:
         settings["augment"] = config.augment.model_dump(mode="json")
+    corruptions = {}
     if config.study.objective != "val_loss":  # what is as usual has no key
+        from deepfake.transforms import suite_sha256
+
         settings["study"] = {"objective": config.study.objective}
+        corruptions = {"corruptions (sha256)": suite_sha256()}
     baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
     return {
         **dict(flattened(settings)),
         **{f"baselines.{key}": value for key, value in flattened(baselines)},
         "study.seed": config.study.seed,
         **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
+        **corruptions,
         "train.weights (sha256)": weights_sha256,
         "data faces.csv (sha256)": prepared.faces_sha256,  # its labels
         "data splits.csv (sha256)": prepared.splits_sha256,

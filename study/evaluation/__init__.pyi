@@ -15,5 +15,5 @@ from .leak import (
     price as price,
 )
 from .predictions import SplitPredictions as SplitPredictions, read_predictions as read_predictions
-from .robustness import kinds as kinds, steps as steps
+from .robustness import kinds as kinds, level_name as level_name, steps as steps
 from .verdict import MIN_SEEDS as MIN_SEEDS, headline as headline

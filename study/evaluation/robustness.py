@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from deepfake.config import TrainConfig
 from deepfake.data import PHOTO, Faces
 from deepfake.metrics import draw_photos, intervals, measure
-from deepfake.transforms import SUITE, logits_under
+from deepfake.transforms import KINDS, SUITE, logits_under
 from study.evaluation.finalists import Contender
 from study.slots import Training
 
 CLEAN = "clean"
 FIGURES = ("nll", "accuracy", "auc")
-FACTORS = ("brightness", "contrast")  # 1 changes nothing; the other kinds' levels only rise
 COLUMNS = (
     *("model", "role", "slot", "seed", "variant", "corruption", "level", "faces"),
     *(f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")),
@@ -86,10 +85,16 @@ def kinds(rows: Sequence[Row]) -> list[str]:
     return [kind for kind in dict.fromkeys(row["corruption"] for row in rows) if kind != CLEAN]
 
 
+def level_name(kind: str) -> str:
+    """What a kind's level is, as an axis names it; the kind where its suite is no longer there."""
+    return KINDS[kind].level if kind in KINDS else kind
+
+
 def steps(rows: Sequence[Row], model: str, kind: str) -> dict[str, Row]:
-    """The rows of a model by level, from left to right; clean is first, or amid factors."""
+    """The rows of a model by level, from left to right; clean is first, or where its level is."""
     of_model = [row for row in rows if row["model"] == model]
     found = [row for row in of_model if row["corruption"] == kind]
-    at = sum(row["level"] < 1 for row in found) if kind in FACTORS else 0
+    neutral = KINDS[kind].neutral if kind in KINDS else None  # of an earlier suite, maybe
+    at = 0 if neutral is None else sum(row["level"] < neutral for row in found)
     found[at:at] = [row for row in of_model if row["corruption"] == CLEAN]
     return {CLEAN if row["level"] is None else f"{row['level']:g}": row for row in found}

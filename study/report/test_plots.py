@@ -8,20 +8,12 @@ import plotly.graph_objects as go
 
 from deepfake.config import VariantName
 from deepfake.variants import VARIANTS
-from study.evaluation import kinds, steps
+from study.evaluation import kinds, level_name, steps
 from study.report.search_plots import NEUTRAL, figure_layout
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
 
 CANDIDATES = {"circle": "●", "square": "■", "triangle-up": "▲", "pentagon": "⬟"}  # in turn
-LEVELS = {  # of a corruption, as an axis names them
-    "jpeg": "JPEG quality",
-    "blur": "blur, sigma in px",
-    "downscale": "scaled down to this share, and back",
-    "noise": "noise, sigma in grey levels",
-    "brightness": "brightness, factor",
-    "contrast": "contrast, factor",
-}
 
 AXIS_CHARACTERS = 16
 Model = Mapping[str, Any]
@@ -194,9 +186,7 @@ def corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, go.Figure
     symbols = candidate_symbols(rows)
     figures = {}
     for kind in kinds(rows):
-        figure = go.Figure(
-            layout=figure_layout(LEVELS.get(kind, kind), "test accuracy", height=280)
-        )
+        figure = go.Figure(layout=figure_layout(level_name(kind), "test accuracy", height=280))
         for model in dict.fromkeys(row["model"] for row in rows):
             of_level = steps(rows, model, kind)
             first = next(iter(of_level.values()))

@@ -17,9 +17,16 @@ from deepfake.data.store import Faces, ensure_store
 from deepfake.errors import DataError
 from deepfake.models import features
 from deepfake.models.build import build_head, build_model, frozen_backbone
-from deepfake.models.features import Features, ensure_features, features_path, rows_to_embed
+from deepfake.models.features import (
+    Features,
+    ensure_features,
+    features_path,
+    robust_features,
+    rows_to_embed,
+)
 from deepfake.models.layers import whole_state
 from deepfake.training.loop import evaluate, fit
+from deepfake.transforms.corruptions import SUITE, Corruption, robust_faces
 from tests.support.photos import prepared_set
 
 CPU = torch.device("cpu")
@@ -132,6 +139,20 @@ def test_other_weights_another_side_or_other_crops_have_features_of_their_own(
     ensure_store(work_dir, SIDE, "f" * 64)
     paths.add(features_path(work_dir, SIDE, backbone))
     assert len(paths) == 4
+
+
+def test_features_under_another_suite_of_corruptions_are_not_those_that_are_kept(
+    work_dir, backbone, monkeypatch
+):
+    val = Faces.load(work_dir, "val", SIDE)
+    kept = robust_features(robust_faces(val), work_dir, backbone, CPU).rows.path
+    before = kept.read_bytes()
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=True) == 40
+    monkeypatch.setitem(SUITE, "blur_9", Corruption("blur", 9))
+    assert rows_to_embed(work_dir, SIDE, backbone, robust=True) == 40 + len(val)
+    other = robust_features(robust_faces(val), work_dir, backbone, CPU).rows.path
+    assert other != kept
+    assert other.read_bytes() != kept.read_bytes() == before  # faces are under others now
 
 
 def test_shuffled_features_come_in_the_order_of_shuffled_faces(work_dir, backbone):

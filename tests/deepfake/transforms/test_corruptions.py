@@ -14,15 +14,19 @@ from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise
+from deepfake.transforms import corruptions
 from deepfake.transforms.corruptions import (
+    KINDS,
     SUITE,
     Corruption,
+    Kind,
     blur,
     corruption_of,
     downscale,
     logits_under,
     noise,
     robust_faces,
+    suite_sha256,
     under,
 )
 from deepfake.transforms.jpeg import jpeg
@@ -249,3 +253,24 @@ def test_the_corruptions_of_a_robust_set_have_equal_shares():
     counts = Counter(corruption_of(name) for name in names)
     assert counts.keys() == {None, *SUITE.values()}
     assert list(counts.values()) == pytest.approx([1000] * 18, abs=4 * (1000 * 17 / 18) ** 0.5)
+
+
+def test_a_corruption_is_a_kind_and_its_levels_in_the_suite(faces, monkeypatch):
+    before = suite_sha256()
+    invert = Kind("inverted", lambda images, level, seeds: 255 - images)
+    monkeypatch.setitem(KINDS, "invert", invert)
+    assert suite_sha256() == before  # no face is under it
+    monkeypatch.setitem(SUITE, "invert_1", Corruption("invert", 1))
+    assert suite_sha256() != before
+
+    said = [corruption_of(name) for name in faces.table["cutted_name"]]
+    inverted = [number for number, one in enumerate(said) if one == SUITE["invert_1"]]
+    assert inverted
+    given = seen(robust_faces(faces), 8)
+    assert torch.equal(given[inverted], normalise(255 - faces.images[inverted]))
+
+
+def test_another_order_of_the_suite_is_another_suite(monkeypatch):
+    before = suite_sha256()
+    monkeypatch.setattr(corruptions, "SUITE", dict(reversed(SUITE.items())))
+    assert suite_sha256() != before  # other faces are under each

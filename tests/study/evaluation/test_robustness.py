@@ -21,7 +21,7 @@ from deepfake.data.store import Faces
 from deepfake.metrics.bootstrap import draw_photos
 from deepfake.metrics.figures import measure, resample
 from deepfake.training.loop import evaluate
-from deepfake.transforms.corruptions import SUITE
+from deepfake.transforms.corruptions import KINDS, SUITE, Corruption, Kind
 from study.evaluation.artifacts import corruptions_figure
 from study.evaluation.finalists import Contender
 from study.evaluation.robustness import (
@@ -188,6 +188,25 @@ def test_each_kind_has_a_figure_with_a_line_a_model(rows: list[Row]) -> None:
     assert isinstance(picture, Figure)
     assert len(picture.axes) == 12
     picture.savefig("/dev/null", format="png")
+
+
+def test_a_corruption_that_is_added_is_measured_and_drawn(
+    faces: Faces, network: nn.Module, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gamma = Kind(
+        "gamma",
+        lambda images, level, seeds: images.float().div(255).pow(level).mul(255).round().byte(),
+        neutral=1,
+    )
+    monkeypatch.setitem(KINDS, "gamma", gamma)
+    for level in (0.5, 2):
+        monkeypatch.setitem(SUITE, f"gamma_{level}", Corruption("gamma", level))
+    clean = evaluate(network, faces, CONFIG, CPU)
+    now = falls_of(contender(), network, faces, clean, CONFIG, CPU)
+    assert now[: len(rows)] == rows
+    assert list(steps(now, "slot 3", "gamma")) == ["0.5", "clean", "2"]
+    assert corruption_figures(now)["gamma"].layout.xaxis.title.text == "gamma"
+    assert len(corruptions_figure(now).axes) == 14
 
 
 def files_of_test(folder: Folder) -> Path:
