@@ -2,7 +2,7 @@
 """Trains a pool of random trials on the drawn faces, and records their validation losses.
 
 scripts/benches/record_curves.py FILE.csv [--weights imagenet|none|PATH] [--trials N]: about an
-hour on two cores. It made tests/support/curves.csv, which benches/pruning.py replays.
+hour on two cores. It made tests/curves.csv, which benches/pruning.py replays.
 Started again, it goes on behind the trials that the file holds.
 """
 

@@ -1,7 +1,7 @@
 """What can be set about a study: checked once, whole, with one line for each mistake.
 
 schema       every key of the YAML, its unit and range; the kinds of study
-beside       the studies beside a search: its finalists, a leak's two arms
+siblings     the studies beside a search: its finalists, a leak's two arms
 load         the YAML and --set, read and checked
 fingerprint  what must not change while a study lives, and what differs if it did
 """

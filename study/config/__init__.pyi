@@ -1,13 +1,3 @@
-from .beside import (
-    ARMS as ARMS,
-    BEGUN_BY as BEGUN_BY,
-    Arm as Arm,
-    all_beside as all_beside,
-    arm_named as arm_named,
-    final_of as final_of,
-    leak_dir as leak_dir,
-    leak_of as leak_of,
-)
 from .fingerprint import (
     StudyMismatch as StudyMismatch,
     fingerprint_of as fingerprint_of,
@@ -31,4 +21,14 @@ from .schema import (
     TrackingError as TrackingError,
     public_yaml as public_yaml,
     redact as redact,
+)
+from .siblings import (
+    ARMS as ARMS,
+    BEGUN_BY as BEGUN_BY,
+    Arm as Arm,
+    all_beside as all_beside,
+    arm_named as arm_named,
+    final_of as final_of,
+    leak_dir as leak_dir,
+    leak_of as leak_of,
 )

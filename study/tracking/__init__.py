@@ -1,9 +1,9 @@
 """MLflow as a witness that slows nothing and loses nothing: the only importer of mlflow.
 
 client          how MLflow is opened, asked, and blamed in one line
-tracker         runs, metrics and artifacts of a study, written and read
+tracker         the calls to MLflow: a study's runs, metrics and artifacts, written and read
 spool           what training says of a slot, on disk, attempt by attempt
-delivery        carries the spool to MLflow beside training, and `sync`; each thing once
+delivery        hands the spool to the tracker beside training, and `sync`; each thing once
 provenance      the data sets and the code that a run came from
 plots           the two pictures that a worker draws: curves and confusion matrix
 description     what the study's run says of it, and how its list of runs opens

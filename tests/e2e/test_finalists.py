@@ -9,7 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from study.config.beside import final_of
+from study.config.siblings import final_of
 from study.evaluation.analysis import analyse
 from study.evaluation.predictions import read_predictions
 from study.slots.study import NoStudy, join

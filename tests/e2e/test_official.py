@@ -17,9 +17,9 @@ from deepfake.data.splits import Opening, SplitClosed, read_split
 from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.timing import measure_data
-from study.config.beside import ARMS, leak_dir, split_by
 from study.config.load import load_config
 from study.config.schema import public_yaml
+from study.config.siblings import ARMS, leak_dir, split_by
 from study.evaluation.analysis import analyse
 from study.evaluation.predictions import read_predictions
 from tests.support.photos import draw_set

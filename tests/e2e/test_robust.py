@@ -21,7 +21,7 @@ from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import evaluate, fit
 from deepfake.transforms.augment import augmented
 from deepfake.transforms.corruptions import robust_faces
-from study.config.beside import final_of
+from study.config.siblings import final_of
 from study.slots.study import join
 from tests.deepfake.training.test_loop import (
     Feed,

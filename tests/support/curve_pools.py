@@ -12,7 +12,7 @@ from numpy.random import Generator
 from deepfake.config import Hyperparameters, VariantName
 from study.config.schema import Drawn, Range, Space
 
-RECORDED_CSV = Path(__file__).parent / "curves.csv"  # made by scripts/benches/record_curves.py
+RECORDED_CSV = Path(__file__).parents[1] / "curves.csv"  # made by scripts/benches/record_curves.py
 FAMILY_SIZE, FAMILY_EPOCHS = 200, 10
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from deepfake.errors import UserError
 from deepfake.reproducibility import derive_seed
-from study.config.beside import final_of
 from study.config.fingerprint import StudyMismatch
 from study.config.schema import StudyConfig
+from study.config.siblings import final_of
 from study.evaluation.finalists import (
     begin_final,
     contenders_of_final,

@@ -13,8 +13,8 @@ from deepfake.data.layouts.openforensics import read_faces
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import read_split
 from deepfake.errors import DataError
-from study.config.beside import leak_dir, leak_of
 from study.config.schema import StudyConfig
+from study.config.siblings import leak_dir, leak_of
 from study.slots.study import join
 from tests.support.photos import draw_set
 from tests.support.runs import Folder

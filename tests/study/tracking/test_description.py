@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from study.config.beside import final_of
 from study.config.schema import StudyConfig
+from study.config.siblings import final_of
 from study.search.space import suggest
 from study.slots.slots import Slots
 from study.slots.study import create_or_join

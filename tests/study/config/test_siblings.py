@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from deepfake.errors import ConfigError
-from study.config.beside import all_beside, arm_named, final_of, leak_of
 from study.config.fingerprint import fingerprint_of
 from study.config.schema import StudyConfig, public_yaml
+from study.config.siblings import all_beside, arm_named, final_of, leak_of
 from tests.study.config.test_schema import PREPARED
 
 MakeConfig = Callable[..., StudyConfig]
