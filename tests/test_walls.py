@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,14 @@ def files(package):
     return [file.relative_to(ROOT).as_posix() for file in found]
 
 
+@cache
+def module_in(name, package):
+    return Module((ROOT / name).read_text(), package)
+
+
 def offenders(check, *packages):
     return {
-        name
-        for package in packages
-        for name in files(package)
-        if check(Module((ROOT / name).read_text(), package))
+        name for package in packages for name in files(package) if check(module_in(name, package))
     }
 
 
@@ -184,6 +187,7 @@ def module_name(file):
     return file[: -len(".py")].removesuffix("/__init__").replace("/", ".")
 
 
+@cache
 def own_imports(file):
     """What a file imports of ours: (the package or module behind `from`, the name)."""
     tree = ast.parse((ROOT / file).read_text())
