@@ -80,7 +80,7 @@ def evaluate(
             found = evaluator.evaluate(contenders, left_out, corruptions=corruptions)
         registered = {} if trial is not None else _register(evaluator, found)
     document = asdict(found) | {"registered": registered}
-    show(document, evaluation_table(document), as_json)
+    show(document, evaluation_table(found, registered), as_json)
 
 
 def _train_finalists(
@@ -131,7 +131,7 @@ def compare(
 
         published = load_published(config, set_ or [])
         analysed = analyse(read_predictions(predictions), published, split or "test")
-        show(analysed, analysis_table(analysed), as_json)
+        show(asdict(analysed), analysis_table(analysed), as_json)
         return
     if split is not None:
         raise typer.BadParameter("--split needs --predictions FILE")
@@ -140,7 +140,7 @@ def compare(
     from study.slots import join
 
     found = compare_with_report(join(load(config, set_)))
-    show(found, comparison_table(found), as_json)
+    show(asdict(found), comparison_table(found), as_json)
 
 
 def report(

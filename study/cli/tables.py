@@ -1,7 +1,7 @@
 """Tables that are printed once: of a study, its data, what it will cost and what is wrong."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from deepfake.data import Summary
     from deepfake.metrics import Metric
     from study.estimate import Estimate
-    from study.evaluation import Price
+    from study.evaluation import Analysis, Evaluation, Figure, Price
     from study.maintenance import Collected, Diagnosis, Usage
+    from study.report import Compared
 
 
 PROBES = {  # what each sees, by name
@@ -170,42 +171,42 @@ def _places(heading: str, held: Sequence["Usage"]) -> Table:
     return table
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> Group:
+def evaluation_table(evaluation: "Evaluation", registered: Mapping[str, str]) -> Group:
     """The proof of each finalist, and what it scored."""
-    first = evaluation["finalists"][0]
-    columns = ["slot", "model", "seed", f"{first['proof']['objective']} logged", "recomputed"]
-    columns += ["proof", "val acc", "test acc", *(f"{name} acc" for name in first["test_sets"])]
+    first = evaluation.finalists[0]
+    columns = ["slot", "model", "seed", f"{first.proof.objective} logged", "recomputed"]
+    columns += ["proof", "val acc", "test acc", *(f"{name} acc" for name in first.test_sets)]
     title = "re-evaluated from the logged weights"
     table = _table(*columns, left=len(columns), title=title)
-    for finalist in evaluation["finalists"]:
-        proof, test = finalist["proof"], finalist["test"]
+    for finalist in evaluation.finalists:
+        proof, test = finalist.proof, finalist.test
         table.add_row(
-            str(finalist["slot"]),
-            finalist["model"],
-            str(finalist["seed"]),
-            f"{proof['logged']:.6f}",
-            f"{proof['recomputed']:.6f}",
-            "bit-equal" if proof["logged"] == proof["recomputed"] else "within tolerance",
-            f"{finalist['val']['metrics']['accuracy']:.3f}",
-            f"{test['metrics']['accuracy']:.3f}" if test else "closed",
-            *(f"{of['metrics']['accuracy']:.3f}" for of in finalist["test_sets"].values()),
+            str(finalist.slot),
+            finalist.model,
+            str(finalist.seed),
+            f"{proof.logged:.6f}",
+            f"{proof.recomputed:.6f}",
+            "bit-equal" if proof.logged == proof.recomputed else "within tolerance",
+            f"{finalist.val.metrics['accuracy']:.3f}",
+            f"{test.metrics['accuracy']:.3f}" if test else "closed",
+            *(f"{of.metrics['accuracy']:.3f}" for of in finalist.test_sets.values()),
         )
-    entry = evaluation["opening"]
+    entry = evaluation.opening
     note = "The test split stays closed for this slot: it is in no opened list."
     if entry is not None:
         note = f"Test split opened {entry['at']} for list {entry['sha256'][:12]}"
-        note += f" ({evaluation['openings']} lists so far)" if evaluation["openings"] > 1 else ""
-    left_out = [Text(line, "yellow") for line in evaluation["left_out"]]
-    models = [Text(f"registered: {uri}", "dim") for uri in evaluation["registered"].values()]
+        note += f" ({evaluation.openings} lists so far)" if evaluation.openings > 1 else ""
+    left_out = [Text(line, "yellow") for line in evaluation.left_out]
+    models = [Text(f"registered: {uri}", "dim") for uri in registered.values()]
     return Group(table, *left_out, Text(note, "dim"), *models)
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> Group:
+def comparison_table(comparison: "Compared") -> Group:
     """Ours beside the report's, two decimals as the report prints them."""
     title = "test split; 0 real, 1 fake"
     headings = (METRICS[figure].heading for figure in FIGURES)
     table = _table("model", "source", *headings, "AUC (95 %)", left=2, title=title)
-    for row in comparison["rows"]:
+    for row in comparison.rows:
         metrics = row["metrics"]
         cells = ["-" if metrics[f] is None else f"{metrics[f]:.2f}" for f in FIGURES]
         auc = "-"
@@ -216,68 +217,68 @@ def comparison_table(comparison: Mapping[str, Any]) -> Group:
         style = {"report": "dim", "best": "bold"}.get(row["source"])
         model = row["model"] if row["source"] != "best" else f"slot {row['slot']}: {row['model']}"
         table.add_row(model, source, *cells, auc, style=style)
-    notes = [Text(f"The report: {comparison['published']}", "dim")]
-    if not comparison["comparable"]:
-        why = "; ".join(comparison["differences"])
+    notes = [Text(f"The report: {comparison.published}", "dim")]
+    if not comparison.comparable:
+        why = "; ".join(comparison.differences)
         notes.append(Text(f"The rows are not like for like: {why}.", "yellow"))
-    notes += [Text(f"Note: {caveat}.", "dim") for caveat in comparison["caveats"]]
-    verdicts = comparison["analysis"]["comparisons"]
-    notes += [Text(f"{verdict['sentence']}.", "bold") for verdict in verdicts]
-    notes.append(Text(_shares(comparison["fake_shares"]), "dim"))
-    notes.append(Text(f"{comparison['analysis']['prior']['sentence']}.", "dim"))
-    if comparison["openings"] > 1:
-        opened = comparison["openings"]
+    notes += [Text(f"Note: {caveat}.", "dim") for caveat in comparison.caveats]
+    verdicts = comparison.analysis.comparisons
+    notes += [Text(f"{verdict.sentence}.", "bold") for verdict in verdicts]
+    notes.append(Text(_shares(comparison.fake_shares), "dim"))
+    notes.append(Text(f"{comparison.analysis.prior.sentence}.", "dim"))
+    if (opened := comparison.openings) > 1:
         notes.append(Text(f"The test split was opened for {opened} different lists.", "yellow"))
-    return Group(table, *notes, *map(_test_set, comparison["test_sets"].values()))
+    return Group(table, *notes, *map(_test_set, comparison.test_sets.values()))
 
 
 def _shares(fake_shares: Mapping[str, float]) -> str:
     return "Fakes: " + ", ".join(f"{s} {100 * share:.1f} %" for s, share in fake_shares.items())
 
 
-def _test_set(found: Mapping[str, Any]) -> Group:
+def _test_set(found: "Analysis") -> Group:
     """A further test set, shorter than the first."""
     table = _figures_table(found, ("nll", "accuracy", "balanced_accuracy", "auc"))
-    said = [Text(f"{comparison['sentence']}.", "bold") for comparison in found["comparisons"]]
-    return Group(Text(), table, *said, Text(f"{found['prior']['sentence']}.", "dim"))
+    said = [Text(f"{comparison.sentence}.", "bold") for comparison in found.comparisons]
+    return Group(Text(), table, *said, Text(f"{found.prior.sentence}.", "dim"))
 
 
-def _figures_table(found: Mapping[str, Any], figures: Sequence[str]) -> Table:
+def _figures_table(found: "Analysis", figures: Sequence[str]) -> Table:
     """A row a model. figures: of METRICS."""
-    counts = f"{found['real']} real and {found['fake']} fake faces of {found['photos']} photos"
+    counts = f"{found.real} real and {found.fake} fake faces of {found.photos} photos"
     headings = (METRICS[name].heading for name in figures)
-    table = _table("model", "seeds", *headings, title=f"split {found['split']}: {counts}")
-    for model in found["models"]:
-        cells = [_with_interval(model["figures"].get(name), METRICS[name]) for name in figures]
-        style = {"diagnostic": "dim"}.get(model["role"])
-        style = "bold" if model["model"] == found["best"] else style
-        table.add_row(model["model"], str(len(model["seeds"])), *cells, style=style)
+    table = _table("model", "seeds", *headings, title=f"split {found.split}: {counts}")
+    for model in found.models:
+        cells = [_with_interval(model.figures.get(name), METRICS[name]) for name in figures]
+        style = "dim" if model.role == "diagnostic" else None
+        style = "bold" if model.model == found.best else style
+        table.add_row(model.model, str(len(model.seeds)), *cells, style=style)
     return table
 
 
-def analysis_table(found: Mapping[str, Any]) -> Group:
+def analysis_table(found: "Analysis") -> Group:
     """Figures with intervals, the verdicts, and what became of the report's figures."""
     shown = [name for name, metric in METRICS.items() if "table" in metric.places]
     table = _figures_table(found, shown)
     columns = ("model", "figure", "printed", "ours", "95 %, seeds and photos", "")
-    title = f"the report: {found['published']['source']}"
-    printed = _table(*columns, left=len(columns), title=title)
-    for cell in found["published"]["cells"]:
-        values = (f"{cell['printed']:.2f}", f"{cell['ours']:.4f}")
-        interval = "-" if cell["low"] is None else f"{cell['low']:.4f} to {cell['high']:.4f}"
-        printed.add_row(cell["model"], cell["figure"], *values, interval, cell["verdict"])
-    verdicts = [Text(f"{comparison['sentence']}.") for comparison in found["comparisons"]]
-    notes = [f"Intervals: 95 %, {found['resamples']} resamples of photos, seeds as they are."]
-    dataset = found["published"]["dataset"]
+    printed = _table(*columns, left=len(columns), title=f"the report: {found.published.source}")
+    for cell in found.published.cells:
+        values = (f"{cell.printed:.2f}", f"{cell.ours:.4f}")
+        interval = "-" if cell.low is None else f"{cell.low:.4f} to {cell.high:.4f}"
+        printed.add_row(cell.model, cell.figure, *values, interval, cell.verdict)
+    verdicts = [Text(f"{comparison.sentence}.") for comparison in found.comparisons]
+    notes = [f"Intervals: 95 %, {found.resamples} resamples of photos, seeds as they are."]
+    dataset = found.published.dataset
     notes.append(f"The report's figures are of {dataset}: other data can't reproduce them.")
-    notes.append(f"{found['prior']['sentence']}.")
+    notes.append(f"{found.prior.sentence}.")
     return Group(table, *verdicts, printed, *(Text(note, "dim") for note in notes))
 
 
-def _with_interval(figure: Mapping[str, Any] | None, metric: "Metric") -> str:
+def _with_interval(figure: "Figure | None", metric: "Metric") -> str:
     if figure is None:
         return "—"
-    value, low, high = (f"{figure[key]:.{metric.decimals}f}" for key in ("value", "low", "high"))
+    value, low, high = (
+        f"{number:.{metric.decimals}f}" for number in (figure.value, figure.low, figure.high)
+    )
     return f"{value} ({low}-{high})"
 
 

@@ -1,7 +1,22 @@
-from .analysis import analyse as analyse
+from .analysis import (
+    Analysis as Analysis,
+    Cell as Cell,
+    Figure as Figure,
+    ModelFigures as ModelFigures,
+    analyse as analyse,
+)
 from .artifacts import logged_exhibits as logged_exhibits
-from .error_analysis import jpeg_base64 as jpeg_base64, picture_of as picture_of
-from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
+from .error_analysis import (
+    SliceRates as SliceRates,
+    jpeg_base64 as jpeg_base64,
+    picture_of as picture_of,
+)
+from .evaluator import (
+    Evaluated as Evaluated,
+    Evaluation as Evaluation,
+    Evaluator as Evaluator,
+    evaluation_of as evaluation_of,
+)
 from .export import keep as keep, keep_best as keep_best
 from .finalists import (
     begin_final as begin_final,
@@ -16,4 +31,9 @@ from .leak import (
 )
 from .predictions import SplitPredictions as SplitPredictions, read_predictions as read_predictions
 from .robustness import kinds as kinds, level_name as level_name, steps as steps
-from .verdict import MIN_SEEDS as MIN_SEEDS, headline as headline
+from .verdict import (
+    MIN_SEEDS as MIN_SEEDS,
+    Comparison as Comparison,
+    Welch as Welch,
+    headline as headline,
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,13 @@ from deepfake.metrics import (
     resample,
 )
 from deepfake.parallel import available_cores
-from study.evaluation.error_analysis import slices
+from study.evaluation.error_analysis import SliceRates, slices
 from study.evaluation.predictions import Finalist, SplitPredictions, finalists_of, of_split
 from study.evaluation.verdict import (
+    Comparison,
     Estimate,
+    Reproduction,
+    Sides,
     best_candidate,
     difference,
     face_losses,
@@ -36,6 +39,7 @@ from study.evaluation.verdict import (
     rule,
     sentence,
 )
+from study.slots import Role
 
 THRESHOLD_RULE = "the highest balanced accuracy on validation; of several the nearest to 0.5"
 
@@ -49,12 +53,87 @@ class Measured:
     estimates: dict[str, Estimate | None]  # by name in METRICS; None where there is none
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one model: the mean over its seeds."""
+
+    value: float
+    low: float  # 95 %, bootstrap over photos, for the seeds as they are
+    high: float
+    sd_of_seeds: float | None  # None of one seed
+    by_seed: list[float]
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """What one model is worth on the split."""
+
+    model: str
+    role: Role
+    slot: int
+    seeds: list[int]
+    val_nll: float
+    temperature: list[float]  # each seed's choice on validation, as its threshold
+    threshold: list[float]
+    figures: dict[str, Figure | None]  # by name in METRICS; None where there is none
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How far the shares of fakes lie apart, and what that moves."""
+
+    val_fake_share: float
+    test_fake_share: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure that the report printed, beside ours with its interval over seeds and photos."""
+
+    model: str
+    figure: str
+    printed: float
+    ours: float
+    low: float | None
+    high: float | None
+    verdict: Reproduction
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of the report's figures."""
+
+    source: str
+    dataset: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that a table of predictions says of one split."""
+
+    split: str
+    photos: int
+    faces: int
+    real: int
+    fake: int
+    prior: Prior
+    resamples: int
+    best: str | None  # the best candidate, by its NLL on validation
+    models: list[ModelFigures]
+    threshold_rule: str
+    slices: list[SliceRates]
+    comparisons: list[Comparison]
+    published: Published
+
+
 def analyse(
     predictions: pd.DataFrame,
     baselines: Baselines,
     split: str = "test",
     resamples: int = BOOTSTRAP_RESAMPLES,
-) -> dict[str, Any]:
+) -> Analysis:
     """What `compare --predictions --json` prints.
 
     predictions: of read_predictions. The best candidate, temperatures and thresholds come from
@@ -71,35 +150,30 @@ def analyse(
     measured = {m.finalist.model: m for m in measure_all(finalists, val, test, draws)}
     best = best_candidate(val, finalists)
     photos = draws.shape[1]
-    return {
-        "split": split,
-        "photos": photos,
-        "faces": len(test.faces),
-        "real": int((test.labels == REAL).sum()),
-        "fake": int((test.labels == FAKE).sum()),
-        "prior": prior(val, test, split),
-        "resamples": resamples,
-        "best": best and best.model,
-        "models": [
-            _model(m, float(face_losses(val, name).mean())) for name, m in measured.items()
-        ],
-        "threshold_rule": THRESHOLD_RULE,
-        "slices": slices(test, finalists, draws),
-        "comparisons": comparisons(best, measured, photos),
-        "published": {
-            "source": baselines.source,
-            "dataset": baselines.published_on.dataset,
-            "cells": reproductions(measured, baselines, test),
-        },
-    }
+    return Analysis(
+        split=split,
+        photos=photos,
+        faces=len(test.faces),
+        real=int((test.labels == REAL).sum()),
+        fake=int((test.labels == FAKE).sum()),
+        prior=prior(val, test, split),
+        resamples=resamples,
+        best=None if best is None else best.model,
+        models=[_model(m, float(face_losses(val, name).mean())) for name, m in measured.items()],
+        threshold_rule=THRESHOLD_RULE,
+        slices=slices(test, finalists, draws),
+        comparisons=comparisons(best, measured, photos),
+        published=Published(
+            source=baselines.source,
+            dataset=baselines.published_on.dataset,
+            cells=reproductions(measured, baselines, test),
+        ),
+    )
 
 
-def prior(val: SplitPredictions, test: SplitPredictions, split: str) -> dict[str, Any]:
-    shares = {
-        "val_fake_share": float((val.labels == FAKE).mean()),
-        "test_fake_share": float((test.labels == FAKE).mean()),
-    }
-    return {**shares, "sentence": prior_sentence(split, *shares.values())}
+def prior(val: SplitPredictions, test: SplitPredictions, split: str) -> Prior:
+    of_val, of_test = (float((found.labels == FAKE).mean()) for found in (val, test))
+    return Prior(of_val, of_test, prior_sentence(split, of_val, of_test))
 
 
 def measure_all(
@@ -136,7 +210,7 @@ def measure_all(
 
 def comparisons(
     best: Finalist | None, measured: Mapping[str, Measured], photos: int
-) -> list[dict[str, Any]]:
+) -> list[Comparison]:
     """The best candidate against each baseline; empty if no candidate is among the finalists."""
     if best is None:
         return []
@@ -148,26 +222,24 @@ def comparisons(
     found = []
     for name, theirs in against.items():
         errors, their_errors = _errors(ours), _errors(theirs)
-        comparison: dict[str, Any] = {
-            "candidate": best.model,
-            "baseline": name,
-            "seeds": [len(best.seeds), len(theirs.finalist.seeds)],
-            "verdict": rulings[name].verdict,
-            "p_adjusted": rulings[name].p_adjusted,
-            "nll": _sides(_figure(ours, "nll"), nll[name], photos),
-            "auc": _sides(_figure(ours, "auc"), _figure(theirs, "auc"), photos),
-            "error_rate": _sides(errors, their_errors, photos),
-            "error_reduction": 1 - errors.value / their_errors.value
-            if their_errors.value
-            else None,
-        }
-        found.append(comparison | {"sentence": sentence(comparison)})
+        comparison = Comparison(
+            candidate=best.model,
+            baseline=name,
+            seeds=(len(best.seeds), len(theirs.finalist.seeds)),
+            verdict=rulings[name].verdict,
+            p_adjusted=rulings[name].p_adjusted,
+            nll=_sides(_figure(ours, "nll"), nll[name], photos),
+            auc=_sides(_figure(ours, "auc"), _figure(theirs, "auc"), photos),
+            error_rate=_sides(errors, their_errors, photos),
+            error_reduction=1 - errors.value / their_errors.value if their_errors.value else None,
+        )
+        found.append(replace(comparison, sentence=sentence(comparison)))
     return found
 
 
 def reproductions(
     measured: Mapping[str, Measured], baselines: Baselines, test: SplitPredictions
-) -> list[dict[str, Any]]:
+) -> list[Cell]:
     """Each figure the report printed, beside ours with the interval of verdict.interval.
 
     A figure that no seed and no resample changes, as one without an error, has an interval of no
@@ -186,17 +258,8 @@ def reproductions(
             if low is not None and high is not None:
                 margin = 3 / rarer if low == high else 0.0
                 low, high = max(0.0, low - margin), min(1.0, high + margin)
-            cells.append(
-                {
-                    "model": baseline.name,
-                    "figure": figure,
-                    "printed": printed,
-                    "ours": ours.value,
-                    "low": low,
-                    "high": high,
-                    "verdict": reproduction(printed, low, high),
-                }
-            )
+            verdict = reproduction(printed, low, high)
+            cells.append(Cell(baseline.name, figure, printed, ours.value, low, high, verdict))
     return cells
 
 
@@ -211,32 +274,32 @@ def _errors(measured: Measured) -> Estimate:
     return Estimate(1 - accuracy.by_seed, 1 - accuracy.resampled)
 
 
-def _sides(ours: Estimate, theirs: Estimate, photos: int) -> dict[str, Any]:
-    both = {"candidate": ours.value, "baseline": theirs.value}
-    return both | {"difference": asdict(difference(ours, theirs, photos))}
+def _sides(ours: Estimate, theirs: Estimate, photos: int) -> Sides:
+    return Sides(ours.value, theirs.value, difference(ours, theirs, photos))
 
 
-def _model(measured: Measured, val_nll: float) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name, estimate in measured.estimates.items():
-        figures[name] = None
-        if estimate is not None:
-            seeds = estimate.by_seed
-            found = percentiles(estimate.resampled, estimate.value)
-            figures[name] = {
-                "value": estimate.value,
-                "low": found.low,
-                "high": found.high,
-                "sd_of_seeds": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
-                "by_seed": seeds.tolist(),
-            }
-    return {
-        "model": measured.finalist.model,
-        "role": measured.finalist.role,
-        "slot": measured.finalist.slot,
-        "seeds": list(measured.finalist.seeds),
-        "val_nll": val_nll,
-        "temperature": [chosen.temperature for chosen in measured.chosen],
-        "threshold": [chosen.threshold for chosen in measured.chosen],
-        "figures": figures,
-    }
+def _model(measured: Measured, val_nll: float) -> ModelFigures:
+    finalist, chosen = measured.finalist, measured.chosen
+    return ModelFigures(
+        model=finalist.model,
+        role=finalist.role,
+        slot=finalist.slot,
+        seeds=list(finalist.seeds),
+        val_nll=val_nll,
+        temperature=[choice.temperature for choice in chosen],
+        threshold=[choice.threshold for choice in chosen],
+        figures={name: _of(estimate) for name, estimate in measured.estimates.items()},
+    )
+
+
+def _of(estimate: Estimate | None) -> Figure | None:
+    if estimate is None:
+        return None
+    seeds, found = estimate.by_seed, percentiles(estimate.resampled, estimate.value)
+    return Figure(
+        value=estimate.value,
+        low=found.low,
+        high=found.high,
+        sd_of_seeds=float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+        by_seed=seeds.tolist(),
+    )

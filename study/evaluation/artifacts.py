@@ -136,9 +136,9 @@ def exhibits(
 
 
 def logged_exhibits(
-    tracker: Tracker, evaluation: Mapping[str, Any], split: str = "test"
+    tracker: Tracker, predictions_sha256: str | None, split: str = "test"
 ) -> dict[str, Any]:
-    """ "curves" and "galleries" of an evaluation, as exhibits left them.
+    """ "curves" and "galleries" of an evaluation's table, as exhibits left them.
 
     Raises TrackingError if MLflow does not have them, or has those of another evaluation.
     """
@@ -148,7 +148,7 @@ def logged_exhibits(
             logged = json.loads(tracker.study_text(f"{split}/{name}"))
         except json.JSONDecodeError:  # a kill left a part of it
             logged = {"predictions_sha256": None}
-        if logged["predictions_sha256"] != evaluation["predictions_sha256"]:
+        if logged["predictions_sha256"] != predictions_sha256:
             raise TrackingError(
                 f"run {tracker.parent_id}: {split}/{name} is of another evaluation, or a part "
                 "of it"

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,20 @@ class ErrorRate:
     high: float
 
 
+@dataclass(frozen=True)
+class SliceRates:
+    """The error rates of all models on one slice."""
+
+    by: str
+    slice: str
+    faces: int
+    photos: int
+    error_rate: dict[str, ErrorRate]  # by model
+
+
 def slices(
     split: SplitPredictions, finalists: Sequence[Finalist], draws: NDArray[np.uint16]
-) -> list[dict[str, Any]]:
+) -> list[SliceRates]:
     """Each slice that has faces, with every model's error rate.
 
     draws: of draw_photos for this split. Where no resample changes the rate, as in a slice
@@ -60,13 +71,13 @@ def slices(
     parts = list(slices_of(split))
     rates = {f.model: _rates(split, f.model, parts, draws) for f in finalists}
     return [
-        {
-            "by": part.by,
-            "slice": part.name,
-            "faces": int(part.faces.sum()),
-            "photos": _photos(split, part),
-            "error_rate": {model: asdict(of_model[at]) for model, of_model in rates.items()},
-        }
+        SliceRates(
+            by=part.by,
+            slice=part.name,
+            faces=int(part.faces.sum()),
+            photos=_photos(split, part),
+            error_rate={model: of_model[at] for model, of_model in rates.items()},
+        )
         for at, part in enumerate(parts)
     ]
 

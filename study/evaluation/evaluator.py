@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from deepfake.config import SPLITS, Split, TrainConfig
+from deepfake.config import SPLITS, Split, TrainConfig, VariantName
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
@@ -35,7 +36,7 @@ from deepfake.training import EVAL_BATCHES, evaluate
 from deepfake.transforms import SUITE
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
-from study.evaluation.analysis import analyse
+from study.evaluation.analysis import Analysis, analyse
 from study.evaluation.artifacts import corruptions_figure, exhibits
 from study.evaluation.finalists import Contender, diagnostics_of, of_search
 from study.evaluation.predictions import (
@@ -119,7 +120,7 @@ class SplitFigures:
 class Evaluated(Training):
     """One training, re-evaluated."""
 
-    variant: str
+    variant: VariantName
     weights_sha256: str
     proof: Proof
     val: SplitFigures
@@ -136,10 +137,19 @@ class Evaluation:
     opening: dict[str, Any] | None
     openings: int  # different lists the test split was opened for, so far
     left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
-    analysis: dict[str, Any] | None = None  # of the predictions: see analysis.py
-    test_sets: dict[str, Any] = field(default_factory=dict)  # the same of further ones, by name
+    analysis: Analysis | None = None  # of the predictions; None: of one slot alone
+    test_sets: dict[str, Analysis] = field(default_factory=dict)  # of further ones, by name
     predictions_sha256: str | None = None
     corruptions: list[Row] | None = None  # of robustness.py; None: not measured
+
+
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+def evaluation_of(slots: Slots) -> Evaluation | None:
+    """What evaluate left of a study in its database; None before that."""
+    found = slots.attribute("evaluation")
+    return None if found is None else _EVALUATION.validate_python(found)
 
 
 log = logging.getLogger(__name__)
@@ -269,7 +279,7 @@ class Evaluator:
     def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
         assert evaluation.analysis is not None
         assert evaluation.predictions_sha256 is not None
-        best, crops_dir = evaluation.analysis["best"], self.inputs.prepared.work_dir / "crops"
+        best, crops_dir = evaluation.analysis.best, self.inputs.prepared.work_dir / "crops"
         return exhibits(predictions, best, evaluation.predictions_sha256, crops_dir)
 
     def evaluate_slot(self, number: int) -> Evaluation:
@@ -401,8 +411,8 @@ class Evaluator:
 
         Where nothing was, they take the place of an earlier list's. Raises TrackingError.
         """
-        before = self.slots.attribute("evaluation") or {}
-        if not self._falls and not before.get("corruptions"):
+        before = evaluation_of(self.slots)
+        if not self._falls and not (before and before.corruptions):
             return
         table, picture = folder / CORRUPTIONS, folder / "corruptions.png"
         write_corruptions(self._falls, table)

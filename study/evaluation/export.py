@@ -145,9 +145,9 @@ def keep_best(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, str]:
     TrackingError if MLflow refuses, ProofFailed.
     """
     assert evaluation.analysis is not None
-    best = evaluation.analysis["best"]
+    best = evaluation.analysis.best
     records = evaluator.slots.records()
-    slots = {model["model"]: model["slot"] for model in evaluation.analysis["models"]}
+    slots = {model.model: model.slot for model in evaluation.analysis.models}
     there = {} if best is None else {CHAMPION: slots[best]}
     if (baseline := best_of([record for record in records if record.baseline])) is not None:
         there[REPORT_BASELINE] = baseline.number

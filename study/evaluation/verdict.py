@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,31 @@ class Ruling:
     verdict: Verdict
     nll: Welch
     p_adjusted: float | None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One figure of both."""
+
+    candidate: float
+    baseline: float
+    difference: Welch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best candidate against one baseline."""
+
+    candidate: str
+    baseline: str
+    seeds: tuple[int, int]
+    verdict: Verdict
+    p_adjusted: float | None
+    nll: Sides
+    auc: Sides
+    error_rate: Sides
+    error_reduction: float | None  # None: the baseline makes no error
+    sentence: str = ""
 
 
 def best_candidate(val: SplitPredictions, finalists: Sequence[Finalist]) -> Finalist | None:
@@ -179,12 +204,12 @@ def prior_sentence(split: str, val_fake_share: float, fake_share: float) -> str:
     return said + "not, nor does the threshold, chosen by balanced accuracy"
 
 
-def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
+def headline(comparisons: Sequence[Comparison]) -> str:
     """The verdicts on all baselines in one sentence; the strongest word first."""
-    ours = comparisons[0]["candidate"]
+    ours = comparisons[0].candidate
     against: dict[str, list[str]] = {}
     for comparison in comparisons:
-        against.setdefault(comparison["verdict"], []).append(comparison["baseline"])
+        against.setdefault(comparison.verdict, []).append(comparison.baseline)
     told = [f"{words} {_listed(against[v])}" for v, words in _TOLD.items() if v in against]
     said = [f"{ours} is {', '.join(told)}"] if told else []
     if "too few seeds" in against:
@@ -193,18 +218,14 @@ def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return f"on the test split: {'; '.join(said)}"
 
 
-def sentence(comparison: Mapping[str, Any]) -> str:
-    """The verdict with its interval, and what it means in errors.
-
-    comparison: as analysis has it, without its sentence.
-    """
-    ours, theirs = comparison["candidate"], comparison["baseline"]
-    nll = comparison["nll"]
-    match comparison["verdict"]:
+def sentence(comparison: Comparison) -> str:
+    """The verdict with its interval, and what it means in errors."""
+    ours, theirs, nll = comparison.candidate, comparison.baseline, comparison.nll
+    match comparison.verdict:
         case "too few seeds":
-            mine, other = comparison["seeds"]
+            mine, other = comparison.seeds
             said = f"too few seeds to tell {ours} from {theirs} ({mine} and {other}, each needs "
-            said += f"{MIN_SEEDS}): NLL {nll['candidate']:.4f} and {nll['baseline']:.4f}"
+            said += f"{MIN_SEEDS}): NLL {nll.candidate:.4f} and {nll.baseline:.4f}"
         case "not distinguishable":
             said = f"{ours} is not distinguishable from {theirs}: {_nll(comparison)}"
         case "better" | "worse" as word:
@@ -219,14 +240,17 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _nll(comparison: Mapping[str, Any]) -> str:
-    nll, p = comparison["nll"], comparison["p_adjusted"]
-    found = nll["difference"]
-    way = "lower" if found["value"] < 0 else "higher"
-    said = f"NLL {nll['candidate']:.4f} against {nll['baseline']:.4f}, {way} by "
-    said += f"{abs(found['value']):.4f} (95 % interval of the difference {found['low']:+.4f} to "
-    said += f"{found['high']:+.4f}; adjusted p {_p_text(p)}"
-    if p >= LEVEL and not found["low"] <= 0 <= found["high"]:
+def _nll(comparison: Comparison) -> str:
+    nll, p = comparison.nll, comparison.p_adjusted
+    value, low, high = nll.difference.value, nll.difference.low, nll.difference.high
+    assert p is not None
+    assert low is not None
+    assert high is not None
+    way = "lower" if value < 0 else "higher"
+    said = f"NLL {nll.candidate:.4f} against {nll.baseline:.4f}, {way} by "
+    said += f"{abs(value):.4f} (95 % interval of the difference {low:+.4f} to "
+    said += f"{high:+.4f}; adjusted p {_p_text(p)}"
+    if p >= LEVEL and not low <= 0 <= high:
         said += ", for the interval is of this comparison alone"
     return said + ")"
 
@@ -235,9 +259,9 @@ def _p_text(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _errors(comparison: Mapping[str, Any]) -> str:
-    rate, reduction = comparison["error_rate"], comparison["error_reduction"]
-    said = f"error rate {100 * rate['candidate']:.2f} % against {100 * rate['baseline']:.2f} %"
+def _errors(comparison: Comparison) -> str:
+    rate, reduction = comparison.error_rate, comparison.error_reduction
+    said = f"error rate {100 * rate.candidate:.2f} % against {100 * rate.baseline:.2f} %"
     if reduction is None or abs(reduction) < 0.005:
         return said
     return f"{said}, {100 * abs(reduction):.0f} % {'fewer' if reduction > 0 else 'more'} errors"

@@ -1,2 +1,2 @@
-from .comparison import compare as compare
+from .comparison import Compared as Compared, compare as compare
 from .report import write_report as write_report

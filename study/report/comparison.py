@@ -1,6 +1,7 @@
 """Ours beside the report's figures, and whether the two are like for like."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from deepfake.baselines import FIGURES
@@ -8,58 +9,77 @@ from deepfake.config import FAKE, LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
 from study.config import StudyConfig, fingerprint_of
+from study.evaluation import Analysis, Evaluated, Evaluation, ModelFigures, evaluation_of
 from study.slots import SlotRecord, Slots, best_of
 
 _STALE = "the best trial has changed since the test split was opened; evaluate again"
 SAME_DATA = 0.01  # releases of OpenForensics differ by a few faces
 
 
-def compare(slots: Slots) -> dict[str, Any]:
-    """What `compare --json` prints: a row for each report figure, each baseline and the best.
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` says of an evaluated study."""
 
-    Raises UserError if the study was not evaluated yet.
-    """
-    config, evaluation = slots.config, _evaluation_of(slots)
+    comparable: bool
+    differences: list[str]  # why the rows are not like for like
+    caveats: list[str]
+    published: str  # where the report's figures are from
+    rows: list[dict[str, Any]]  # one for each report figure, each baseline and the best
+    opening: dict[str, Any] | None
+    openings: int
+    analysis: Analysis
+    test_sets: dict[str, Analysis]
+    fake_shares: dict[str, float]  # by split
+
+
+def compare(slots: Slots) -> Compared:
+    """Raises UserError if the study was not evaluated yet."""
+    config, (evaluation, analysis) = slots.config, _evaluation_of(slots)
     prepared = load_prepared(config.data)
     refuse_other_settings(slots, prepared)
     records = slots.records()
-    rows = [*_rows_of_baselines(config, records, evaluation), *_rows_of_best(evaluation)]
+    rows = [
+        *_rows_of_baselines(config, records, evaluation, analysis),
+        *_rows_of_best(evaluation, analysis),
+    ]
     differences = unlike(config, prepared)
-    stale = [_STALE] if _is_stale(records, evaluation) else []
+    stale = [_STALE] if _is_stale(records, evaluation, analysis) else []
     openings = slots.attributes()["openings"]  # one may have been made and not ended
-    return {
-        "comparable": not differences,
-        "differences": differences,
-        "caveats": [*caveats(config), *stale, *evaluation["left_out"]],
-        "published": config.baselines.source,
-        "rows": rows,
-        "opening": evaluation["opening"],
-        "openings": len({entry["sha256"] for entry in openings}),
-        "analysis": evaluation["analysis"],
-        "test_sets": evaluation["test_sets"],
-        "fake_shares": {
+    return Compared(
+        comparable=not differences,
+        differences=differences,
+        caveats=[*caveats(config), *stale, *evaluation.left_out],
+        published=config.baselines.source,
+        rows=rows,
+        opening=evaluation.opening,
+        openings=len({entry["sha256"] for entry in openings}),
+        analysis=analysis,
+        test_sets=evaluation.test_sets,
+        fake_shares={
             split: faces[LABELS[FAKE]] / sum(faces.values())
             for split, faces in prepared.summary.splits.items()
         },
-    }
+    )
 
 
-def _evaluation_of(slots: Slots) -> Mapping[str, Any]:
-    evaluation = slots.attributes().get("evaluation")
-    if evaluation is None or evaluation.get("analysis") is None:
+def _evaluation_of(slots: Slots) -> tuple[Evaluation, Analysis]:
+    evaluation = evaluation_of(slots)
+    if evaluation is None or evaluation.analysis is None:
         raise UserError(
             f"study '{slots.config.name}' was not evaluated yet; run: deepfake-study evaluate "
             "CONFIG"
         )
-    found: Mapping[str, Any] = evaluation
-    return found
+    return evaluation, evaluation.analysis
 
 
 def _rows_of_baselines(
-    config: StudyConfig, records: Sequence[SlotRecord], evaluation: Mapping[str, Any]
+    config: StudyConfig,
+    records: Sequence[SlotRecord],
+    evaluation: Evaluation,
+    analysis: Analysis,
 ) -> Iterator[dict[str, Any]]:
     """The report's figures of each, where it has any, and ours."""
-    measured = _measured(evaluation)
+    measured = _measured(analysis)
     states = {record.baseline: record for record in records if record.baseline}
     for baseline in config.baselines.baselines:
         name = baseline.name
@@ -69,29 +89,28 @@ def _rows_of_baselines(
         if name in measured:
             yield _row(name, "ours", measured[name], evaluation)
         else:
-            yield _row_without_figures(states[name], name, evaluation["left_out"])
+            yield _row_without_figures(states[name], name, evaluation.left_out)
 
 
-def _rows_of_best(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows_of_best(evaluation: Evaluation, analysis: Analysis) -> Iterator[dict[str, Any]]:
     """That of the best candidate, if there is one, by its variant's name."""
-    if (best := evaluation["analysis"]["best"]) is not None:
-        row = _row(best, "best", _measured(evaluation)[best], evaluation)
-        yield {**row, "model": _first(evaluation, best)["variant"]}
+    if (best := analysis.best) is not None:
+        row = _row(best, "best", _measured(analysis)[best], evaluation)
+        yield {**row, "model": _first(evaluation, best).variant}
 
 
-def _is_stale(records: Sequence[SlotRecord], evaluation: Mapping[str, Any]) -> bool:
+def _is_stale(records: Sequence[SlotRecord], evaluation: Evaluation, analysis: Analysis) -> bool:
     """Whether the search has found a better trial than those that were put before test."""
     drawn = best_of([record for record in records if not record.baseline])
     if drawn is None:
         return False
-    models = _measured(evaluation).values()
-    candidates = {model["slot"] for model in models if model["role"] == "candidate"}
-    asked_for = _lines_of(f"slot {drawn.number}", evaluation["left_out"])
+    candidates = {model.slot for model in analysis.models if model.role == "candidate"}
+    asked_for = _lines_of(f"slot {drawn.number}", evaluation.left_out)
     return drawn.number not in candidates and not asked_for
 
 
-def _measured(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {model["model"]: model for model in evaluation["analysis"]["models"]}
+def _measured(analysis: Analysis) -> dict[str, ModelFigures]:
+    return {model.model: model for model in analysis.models}
 
 
 def refuse_other_settings(slots: Slots, prepared: Prepared) -> dict[str, Any]:
@@ -154,20 +173,21 @@ def caveats(config: StudyConfig) -> list[str]:
 
 
 def _row(
-    model: str, source: str, measured: Mapping[str, Any], evaluation: Mapping[str, Any]
+    model: str, source: str, measured: ModelFigures, evaluation: Evaluation
 ) -> dict[str, Any]:
     """Means over seeds, with their intervals; the confusion matrix is the first seed's."""
-    figures = {name: figure for name, figure in measured["figures"].items() if figure}
-    first = _first(evaluation, model)
+    figures = {name: figure for name, figure in measured.figures.items() if figure}
+    test = _first(evaluation, model).test
+    assert test is not None
     return {
         "model": model,
         "source": source,
-        "slot": measured["slot"],
-        "seeds": len(measured["seeds"]),
-        "metrics": {name: figure["value"] for name, figure in figures.items()},
-        "intervals": {name: (f["low"], f["high"]) for name, f in figures.items()},
-        "confusion": first["test"]["confusion"],
-        "faces": first["test"]["faces"],
+        "slot": measured.slot,
+        "seeds": len(measured.seeds),
+        "metrics": {name: figure.value for name, figure in figures.items()},
+        "intervals": {name: (figure.low, figure.high) for name, figure in figures.items()},
+        "confusion": test.confusion,
+        "faces": test.faces,
     }
 
 
@@ -188,10 +208,10 @@ def _lines_of(model: str, left_out: Sequence[str]) -> list[str]:
     return [line for line in left_out if line.startswith(f"{model} seed ")]
 
 
-def _first(evaluation: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+def _first(evaluation: Evaluation, model: str) -> Evaluated:
     """The finalist of that name with the lowest seed."""
-    of_model = [f for f in evaluation["finalists"] if f["model"] == model]
-    return min(of_model, key=lambda finalist: finalist["seed"])
+    of_model = [finalist for finalist in evaluation.finalists if finalist.model == model]
+    return min(of_model, key=lambda finalist: finalist.seed)
 
 
 def _plain(value: object) -> str:

@@ -20,6 +20,7 @@ from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig, TrackingError
+from study.evaluation import Evaluated, evaluation_of
 from study.report import search_plots as charts
 from study.report.comparison import compare, refuse_other_settings
 from study.report.data_section import LABEL_COLOURS, data_sheet
@@ -60,16 +61,16 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     config, records = slots.config, slots.records()
     tracker, missing = _tracker(slots, records)
     witness = _witness(tracker, records, config.study.objective, missing)
-    evaluation = slots.attributes().get("evaluation")
+    evaluation = evaluation_of(slots)
     tested, tested_figures = tested_content(evaluation, tracker)
-    finalists = _by_slot(evaluation["finalists"]) if evaluation else []
+    finalists = evaluation.finalists if evaluation else []
     shares = charts.importances(slots.study, config.space)
     figures = _figures(records, config, witness["curves"], shares)
-    corruptions = (evaluation or {}).get("corruptions") or []
+    corruptions = (evaluation and evaluation.corruptions) or []
     figures |= _corruption_figures(corruptions)
     origin, origin_figures = _origin(
         slots,
-        (evaluation or {}).get("finalists", []),
+        finalists,
         witness["commits"],
         corruptions=bool(corruptions),
     )
@@ -82,7 +83,7 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         **_compared(slots),
         "finalist": _model_of(best_of(records), tested),
         "tested": tested,
-        "finalists": finalists,
+        "finalists": _by_slot(finalists),
         "corruptions": corruptions,
         "symbols": {
             model: CANDIDATES[symbol] for model, symbol in candidate_symbols(corruptions).items()
@@ -222,15 +223,15 @@ def _corruption_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _model_of(best: SlotRecord | None, tested: Mapping[str, Any] | None) -> Any:
     """The figures of the search's best, if it is among the finalists."""
     models = tested["models"] if tested else []
-    return next((m for m in models if best and m["slot"] == best.number), None)
+    return next((m for m in models if best and m.slot == best.number), None)
 
 
-def _by_slot(finalists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _by_slot(finalists: Sequence[Evaluated]) -> list[dict[str, Any]]:
     """One entry a slot, of its first seed."""
     first: dict[int, dict[str, Any]] = {}
-    for finalist in sorted(finalists, key=lambda f: f["seed"]):
-        name = finalist["model"] if finalist["role"] == "baseline" else finalist["role"]
-        first.setdefault(finalist["slot"], {**finalist, "models": [name]})
+    for finalist in sorted(finalists, key=lambda f: f.seed):
+        name = finalist.model if finalist.role == "baseline" else finalist.role
+        first.setdefault(finalist.slot, {**vars(finalist), "models": [name]})
     return list(first.values())
 
 
@@ -243,7 +244,7 @@ def _rivals(baselines: Sequence[Baseline], best: SlotRecord | None) -> list[Base
 
 def _origin(
     slots: Slots,
-    finalists: Sequence[Mapping[str, Any]],
+    finalists: Sequence[Evaluated],
     commits: Mapping[str, int],
     *,
     corruptions: bool,

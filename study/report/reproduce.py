@@ -1,12 +1,12 @@
 """How a study is made again: its two files and the commands, for the HTML report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from study.config import StudyConfig, public_yaml
+from study.evaluation import Evaluated
 
 STORAGE = "export DEEPFAKE_STUDY_STORAGE=sqlite:///mlruns/study.db"  # study.yaml names none
 
@@ -26,7 +26,7 @@ def reproducible(config: StudyConfig, folder: Path) -> tuple[str, str]:
 def commands(
     config: StudyConfig,
     folder: Path,
-    finalists: Sequence[Mapping[str, Any]],
+    finalists: Sequence[Evaluated],
     *,
     sample: str | None,
     corruptions: bool,
@@ -47,8 +47,8 @@ def commands(
     found.append("deepfake-study prepare study.yaml")
     found.append("deepfake-study run study.yaml")
     if finalists:
-        top = len({f["slot"] for f in finalists if f["role"] == "candidate"})
-        seeds = len({f["seed"] for f in finalists})
+        top = len({f.slot for f in finalists if f.role == "candidate"})
+        seeds = len({f.seed for f in finalists})
         options = [*([f"--top {top}"] if top > 1 else [])]
         options += [f"--seeds {seeds}"] if seeds > 1 else []
         options += [] if corruptions else ["--no-corruptions"]

@@ -8,7 +8,16 @@ import plotly.graph_objects as go
 
 from deepfake.config import VariantName
 from deepfake.variants import VARIANTS
-from study.evaluation import kinds, level_name, steps
+from study.evaluation import (
+    Cell,
+    Comparison,
+    Figure,
+    ModelFigures,
+    Welch,
+    kinds,
+    level_name,
+    steps,
+)
 from study.report.search_plots import NEUTRAL, figure_layout
 
 CORNER = 0.1  # where every model is good, the figure shows what lies within this of the best
@@ -55,19 +64,14 @@ def curve_figures(
 
 
 def standing_figure(
-    models: Sequence[Model],
-    variants: Mapping[str, VariantName],
-    cells: Sequence[Mapping[str, Any]],
+    models: Sequence[ModelFigures], variants: Mapping[str, VariantName], cells: Sequence[Cell]
 ) -> go.Figure:
-    """Test accuracy of each model with its interval, the first on top; what the report printed.
-
-    models, cells: as study/evaluation has them.
-    """
+    """Test accuracy of each model with its interval, the first on top; what the report printed."""
     figure = go.Figure(layout=figure_layout("test accuracy", "", height=72 + 34 * len(models)))
     for model in models:
-        found = model["figures"]["accuracy"]
-        _add_interval(figure, model["model"], VARIANTS[variants[model["model"]]].colour, found)
-    printed = {c["model"]: c["printed"] for c in cells if c["figure"] == "accuracy"}
+        found = _figure(model, "accuracy")
+        _add_interval(figure, model.model, VARIANTS[variants[model.model]].colour, found)
+    printed = {cell.model: cell.printed for cell in cells if cell.figure == "accuracy"}
     figure.add_scatter(
         x=list(printed.values()),
         y=list(printed),
@@ -75,34 +79,35 @@ def standing_figure(
         marker={"symbol": "diamond-open", "size": 12, "color": NEUTRAL, "line": {"width": 2}},
         hovertemplate="%{y}: the report printed %{x:.2f}<extra></extra>",
     )
-    _stack(figure, [model["model"] for model in models])
+    _stack(figure, [model.model for model in models])
     return figure
 
 
+def _figure(model: ModelFigures, name: str) -> Figure:
+    found = model.figures[name]
+    assert found is not None
+    return found
+
+
 def differences_figure(
-    comparisons: Sequence[Mapping[str, Any]], variants: Mapping[str, VariantName]
+    comparisons: Sequence[Comparison], variants: Mapping[str, VariantName]
 ) -> go.Figure:
     """The best's test loss minus each baseline's: left of 0 it is better.
 
-    comparisons: as study/evaluation has them; without enough seeds there is no interval.
+    Without enough seeds there is no interval.
     """
     height = 72 + 34 * len(comparisons)
     figure = go.Figure(layout=figure_layout("difference in test loss", "", height=height))
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1})
     for comparison in comparisons:
-        name = comparison["baseline"]
-        _add_interval(
-            figure, name, VARIANTS[variants[name]].colour, comparison["nll"]["difference"]
-        )
-    _stack(figure, [comparison["baseline"] for comparison in comparisons])
+        name = comparison.baseline
+        _add_interval(figure, name, VARIANTS[variants[name]].colour, comparison.nll.difference)
+    _stack(figure, [comparison.baseline for comparison in comparisons])
     return figure
 
 
-def _add_interval(
-    figure: go.Figure, name: str, colour: str, found: Mapping[str, float | None]
-) -> None:
-    value, low, high = found["value"], found["low"], found["high"]
-    assert value is not None
+def _add_interval(figure: go.Figure, name: str, colour: str, found: Figure | Welch) -> None:
+    value, low, high = found.value, found.low, found.high
     said = "no interval" if low is None or high is None else f"95 %: {low:.4f} to {high:.4f}"
     figure.add_scatter(
         x=[value],
@@ -138,33 +143,30 @@ def _in_two_lines(name: str) -> str:
 
 
 def incumbents_figure(
-    diagnostics: Sequence[Model], variants: Mapping[str, VariantName]
+    diagnostics: Sequence[ModelFigures], variants: Mapping[str, VariantName]
 ) -> go.Figure | None:
-    """Validation (dotted) against test loss of the search's incumbents; None of fewer than two.
-
-    diagnostics: models as study/evaluation has them.
-    """
+    """Validation (dotted) against test loss of the search's incumbents; None of fewer than two."""
     if len(diagnostics) < 2:
         return None
-    found = sorted(diagnostics, key=lambda model: model["slot"])
+    found = sorted(diagnostics, key=lambda model: model.slot)
     figure = go.Figure(layout=figure_layout("slot", "loss", height=360))
-    slots = [model["slot"] for model in found]
-    colours = [VARIANTS[variants[model["model"]]].colour for model in found]
-    test = [model["figures"]["nll"] for model in found]
+    slots = [model.slot for model in found]
+    colours = [VARIANTS[variants[model.model]].colour for model in found]
+    test = [_figure(model, "nll") for model in found]
     common = {"x": slots, "mode": "lines+markers"}
     figure.add_scatter(
         **common,
-        y=[model["val_nll"] for model in found],
+        y=[model.val_nll for model in found],
         line={"color": NEUTRAL, "dash": "dot", "width": 2},
         marker={"color": colours, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
         hovertemplate="slot %{x}: validation loss %{y:.4g}<extra></extra>",
     )
     figure.add_scatter(
         **common,
-        y=[nll["value"] for nll in test],
+        y=[nll.value for nll in test],
         error_y={
-            "array": [nll["high"] - nll["value"] for nll in test],
-            "arrayminus": [nll["value"] - nll["low"] for nll in test],
+            "array": [nll.high - nll.value for nll in test],
+            "arrayminus": [nll.value - nll.low for nll in test],
             "symmetric": False,
             "color": NEUTRAL,
             "thickness": 1,

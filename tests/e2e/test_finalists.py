@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_compare_says_what_the_logged_table_says_to_anybody(
     assert experiment is not None
     (parent,) = client.search_runs([experiment.experiment_id], "tags.role = 'study'")
     table = client.download_artifacts(parent.info.run_id, "test/predictions.csv.gz", str(tmp_path))
-    alone = analyse(read_predictions(Path(table)), folder.study_config().baselines)
+    alone = asdict(analyse(read_predictions(Path(table)), folder.study_config().baselines))
     assert json.loads(json.dumps(alone)) == found["analysis"]
     verdicts = [comparison["verdict"] for comparison in alone["comparisons"]]
     assert verdicts == ["too few seeds"] * 3

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def test_every_test_set_is_in_the_table_and_in_its_own_analysis(
     assert list(found["test_sets"]) == ["test-challenge"]
     baselines = study.study_config().baselines
     for analysed in (found["analysis"], found["test_sets"]["test-challenge"]):
-        alone = analyse(predictions, baselines, analysed["split"])
+        alone = asdict(analyse(predictions, baselines, analysed["split"]))
         assert json.loads(json.dumps(alone)) == analysed
     challenge = found["test_sets"]["test-challenge"]
     assert (challenge["real"], challenge["fake"]) == (2, 6)

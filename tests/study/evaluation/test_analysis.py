@@ -1,17 +1,19 @@
 """Everything from the table alone: figures, verdicts, the report's cells, the command."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import TypeAdapter
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from deepfake.baselines import load_baselines
 from deepfake.metrics.calibration import Chosen, choose_threshold
 from deepfake.metrics.figures import measure
-from study.evaluation.analysis import analyse
+from study.evaluation.analysis import Analysis, analyse
 from study.evaluation.predictions import (
     COLUMNS,
     LOGITS,
@@ -19,7 +21,14 @@ from study.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from study.evaluation.verdict import headline, prior_sentence, sentence
+from study.evaluation.verdict import (
+    Comparison,
+    Sides,
+    Welch,
+    headline,
+    prior_sentence,
+    sentence,
+)
 from tests.support.nulls import draw_faces
 from tests.support.runs import REPOSITORY, Folder
 
@@ -52,7 +61,9 @@ def table(seeds=3, splits=("val", "test"), photos=60):
 
 
 def analysed(predictions, split="test"):
-    return analyse(predictions, BASELINES, split, resamples=200)
+    """As --json prints it."""
+    found = analyse(predictions, BASELINES, split, resamples=200)
+    return json.loads(json.dumps(asdict(found), allow_nan=False))
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +141,9 @@ def test_the_order_of_rows_and_a_way_through_the_file_change_no_figure(found, tm
     assert analysed(read_predictions(tmp_path / "p.csv.gz")) == found
 
 
-def test_all_of_it_is_json(found):
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+def test_all_of_it_comes_back_from_json(found):
+    again = TypeAdapter(Analysis).validate_python(found)
+    assert again == analyse(table(), BASELINES, resamples=200)
 
 
 def test_two_seeds_are_too_few_for_a_verdict():
@@ -139,7 +151,6 @@ def test_two_seeds_are_too_few_for_a_verdict():
     assert {c["verdict"] for c in found["comparisons"]} == {"too few seeds"}
     assert "too few seeds to tell slot 7 from cnn" in found["comparisons"][0]["sentence"]
     assert {cell["verdict"] for cell in found["published"]["cells"]} == {"inconclusive"}
-    json.dumps(found, allow_nan=False)
 
 
 def test_without_a_candidate_nothing_is_compared():
@@ -215,18 +226,19 @@ def test_a_figure_without_an_error_is_no_surer_than_three_in_its_photos():
     assert cell["verdict"] == "inconclusive"
 
 
-def comparison(verdict, value, p, errors=(0.01, 0.015)):
-    difference = {"value": value, "low": value - 0.004, "high": value + 0.004}
-    return {
-        "candidate": "slot 7",
-        "baseline": "cnn",
-        "seeds": [5, 5],
-        "verdict": verdict,
-        "p_adjusted": p,
-        "nll": {"candidate": 0.03, "baseline": 0.03 - value, "difference": difference},
-        "error_rate": {"candidate": errors[0], "baseline": errors[1]},
-        "error_reduction": 1 - errors[0] / errors[1],
-    }
+def comparison(verdict, value=0.0, p=0.5, errors=(0.01, 0.015), baseline="cnn"):
+    found = Welch(value, value - 0.004, value + 0.004, 8.0, p)
+    return Comparison(
+        candidate="slot 7",
+        baseline=baseline,
+        seeds=(5, 5),
+        verdict=verdict,
+        p_adjusted=p,
+        nll=Sides(0.03, 0.03 - value, found),
+        auc=Sides(0.9, 0.9, found),
+        error_rate=Sides(*errors, found),
+        error_reduction=1 - errors[0] / errors[1],
+    )
 
 
 def test_the_verdict_is_a_sentence():
@@ -262,7 +274,7 @@ def test_the_command_needs_the_file_alone(tmp_path):
     write_predictions(table(), tmp_path / "p.csv.gz")
     done = compare(tmp_path, "--predictions", "p.csv.gz", "--json")
     found = json.loads(done.stdout)
-    assert found == analyse(table(), BASELINES)
+    assert found == json.loads(json.dumps(asdict(analyse(table(), BASELINES))))
     shown = compare(tmp_path, "--predictions", "p.csv.gz").stdout
     assert found["comparisons"][0]["sentence"] in " ".join(shown.split())
     assert {path.name for path in tmp_path.iterdir()} == {"p.csv.gz"}
@@ -278,10 +290,10 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path):
 
 def test_the_headline_has_the_verdicts_on_all_baselines_the_strongest_word_first() -> None:
     verdicts = [("cnn", "not distinguishable"), ("b", "better"), ("c", "better"), ("d", "worse")]
-    found = [{"candidate": "slot 7", "baseline": b, "verdict": v} for b, v in verdicts]
+    found = [comparison(verdict, baseline=name) for name, verdict in verdicts]
     said = "on the test split: slot 7 is better than b and c, worse than d"
     assert headline(found) == f"{said}, not distinguishable from cnn"
-    few = {"candidate": "slot 7", "baseline": "x", "verdict": "too few seeds"}
+    few = comparison("too few seeds", baseline="x")
     assert headline([few]) == "on the test split: too few seeds to tell slot 7 from x"
     assert headline([found[1], few]) == (
         "on the test split: slot 7 is better than b; too few seeds to tell it from x"

@@ -52,13 +52,13 @@ def test_a_page_gets_those_of_its_evaluation_and_no_others(
     config = make_config()
     tracker = Tracker(config, create_or_join(config, {"study.seed": 0}))
     with pytest.raises(TrackingError, match="can't be read"):
-        logged_exhibits(tracker, {"predictions_sha256": SHA})
+        logged_exhibits(tracker, SHA)
     tracker.log_study({}, files)
-    found = logged_exhibits(tracker, {"predictions_sha256": SHA})
+    found = logged_exhibits(tracker, SHA)
     assert found["curves"] == json.loads(files["test/curves.json"])["models"]
     assert found["galleries"] == json.loads(files["test/errors.json"])["galleries"]
     with pytest.raises(TrackingError, match="of another evaluation, or a part"):
-        logged_exhibits(tracker, {"predictions_sha256": "b" * 64})
+        logged_exhibits(tracker, "b" * 64)
     tracker.log_study({}, {"test/errors.json": files["test/errors.json"][:1000]})
     with pytest.raises(TrackingError, match=r"errors\.json is of another evaluation, or a part"):
-        logged_exhibits(tracker, {"predictions_sha256": SHA})
+        logged_exhibits(tracker, SHA)

@@ -1,6 +1,7 @@
 """Error rates by slice, on eight faces whose numbers can be worked out by hand."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ CNN = finalist("cnn", "baseline", 0, 0, 1)
 
 @pytest.fixture(scope="module")
 def found():
-    return slices(SPLIT, [CNN], draw_photos(SPLIT.photos, SPLIT.labels))
+    return [asdict(s) for s in slices(SPLIT, [CNN], draw_photos(SPLIT.photos, SPLIT.labels))]
 
 
 def rate_of(found, by, name):
@@ -95,7 +96,7 @@ def test_a_slice_of_one_photo_says_nothing_and_one_without_an_error_three_in_its
     right = [(photo, photo % 2, 50.0, photo % 2 == 1) for photo in range(30)]
     split = split_of(right)
     draws = draw_photos(split.photos, split.labels, 200)
-    of_right = slices(split, [finalist("cnn", "baseline", 0, 0)], draws)
+    of_right = [asdict(s) for s in slices(split, [finalist("cnn", "baseline", 0, 0)], draws)]
     assert rate_of(of_right, "label", "fake") == {"value": 0, "low": 0, "high": 3 / 15}
     assert rate_of(of_right, "face size", "32 to 64 px")["high"] == 3 / 30
 

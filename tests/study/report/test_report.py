@@ -4,8 +4,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -21,7 +23,7 @@ from scripts.benches.filled import EPOCHS, filled_study
 from study.cli.tables import analysis_table
 from study.config.load import load_config
 from study.config.schema import Space, StudyConfig
-from study.evaluation.analysis import analyse
+from study.evaluation.analysis import Analysis, analyse
 from study.evaluation.error_analysis import PICTURES
 from study.report import search_plots as charts, write_report
 from study.report.reproduce import commands, reproducible
@@ -168,8 +170,8 @@ class TestStages:
         found = evaluated(slots)
         page = written(slots, tmp_path)
         text = without_plotly(page)
-        for comparison in found["comparisons"]:
-            assert comparison["sentence"][1:].replace(" %", "\xa0%") in text
+        for comparison in found.comparisons:
+            assert comparison.sentence[1:].replace(" %", "\xa0%") in text
         assert "under 32 px" not in text  # every face of the table has 100 px
         assert text.count('data-figure="ece_scaled"') == 1
         assert "No curves and no pictures: MLflow can&#39;t be reached or has no run" in text
@@ -183,15 +185,16 @@ class TestStages:
         monkeypatch.setitem(METRICS, "mcc", metric)
         slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
         found = evaluated(slots)
-        figures = [model["figures"]["mcc"] for model in found["models"]]
-        assert all(-1 <= f["low"] < f["value"] < f["high"] <= 1 for f in figures)
+        figures = [figure for m in found.models if (figure := m.figures["mcc"]) is not None]
+        assert len(figures) == len(found.models)
+        assert all(-1 <= f.low < f.value < f.high <= 1 for f in figures)
         console = Console(file=StringIO(), width=400)
         console.print(analysis_table(found))
         printed = console.file.getvalue()
         text = without_plotly(written(slots, tmp_path))
         assert "MCC" in printed
         for figure in figures:
-            value, low, high = (f"{figure[key]:.3f}" for key in ("value", "low", "high"))
+            value, low, high = (f"{n:.3f}" for n in (figure.value, figure.low, figure.high))
             assert f"{value} ({low}-{high})" in printed
             assert value in text
         assert text.count('data-figure="mcc"') == 1
@@ -233,26 +236,26 @@ def evaluation(slot: int) -> dict[str, Any]:
         "intervals": {"accuracy": [0.4, 0.6], "auc": [0.4, 0.6]},
         "confusion": [[10, 3], [0, 14]],
     }
-    proof = {"logged": 0.7, "recomputed": 0.7, "same_hardware": True}
+    proof = {"logged": 0.7, "recomputed": 0.7, "same_hardware": True, "objective": "val_loss"}
     best = {"slot": slot, "model": f"slot {slot}", "role": "candidate", "seed": 0}
     best |= {"variant": "cnn", "weights_sha256": "f" * 64}
     return {
         "analysis": None,
         "test_sets": {},
         "finalists": [{**best, "proof": proof, "val": figures, "test": figures}],
+        "diagnostics": [],
         "opening": {},
         "openings": 1,
     }
 
 
-def evaluated(slots: Slots) -> dict[str, Any]:
+def evaluated(slots: Slots) -> Analysis:
     """The analysis of a drawn table, which the study is given as its evaluation."""
     found = analyse(table(seeds=3), slots.config.baselines, resamples=50)
-    whole = evaluation(slot=7) | {"analysis": found, "diagnostics": [], "left_out": []}
+    found = replace(found, models=[m for m in found.models if m.role != "diagnostic"])
+    whole = evaluation(slot=7) | {"analysis": asdict(found)}
     (one,) = whole["finalists"]
-    models = [m for m in found["models"] if m["role"] != "diagnostic"]
-    found["models"] = models
-    whole["finalists"] = [{**one, "model": m["model"], "slot": m["slot"]} for m in models]
+    whole["finalists"] = [{**one, "model": m.model, "slot": m.slot} for m in found.models]
     slots.set_attribute("evaluation", whole)
     return found
 
@@ -299,7 +302,7 @@ class TestPage:
     ) -> None:
         config = make_config(f"data.annotations=[{tmp_path}/data/own/Train_poly.json]")
         finalists = [
-            {"slot": slot, "role": role, "seed": seed}
+            SimpleNamespace(slot=slot, role=role, seed=seed)
             for slot, role in ((7, "candidate"), (9, "candidate"), (0, "baseline"))
             for seed in range(3)
         ]

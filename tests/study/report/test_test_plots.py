@@ -1,10 +1,13 @@
 """Figures of the finalists on test: what is drawn, and how far in."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deepfake.variants import VARIANTS
+from study.evaluation.analysis import Cell, Figure, ModelFigures
+from study.evaluation.verdict import Comparison, Sides, Welch
 from study.report.test_plots import (
     curve_figures,
     differences_figure,
@@ -51,9 +54,19 @@ def test_where_every_model_is_good_the_corner_is_shown(
         assert (axis.range[0] > 0.8) == in_corner
 
 
-def incumbent(slot: int, val: float, test: float) -> dict[str, Any]:
-    nll = {"value": test, "low": test - 0.25, "high": test + 0.5}
-    return {"model": f"incumbent {slot}", "slot": slot, "val_nll": val, "figures": {"nll": nll}}
+def measured(model: str, slot: int, **figures: Figure | None) -> ModelFigures:
+    return ModelFigures(model, "candidate", slot, [0], 0.5, [1.0], [0.5], dict(figures))
+
+
+def incumbent(slot: int, val: float, test: float) -> ModelFigures:
+    nll = Figure(test, test - 0.25, test + 0.5, None, [test])
+    return replace(measured(f"incumbent {slot}", slot, nll=nll), val_nll=val)
+
+
+def compared(baseline: str, nll: Welch) -> Comparison:
+    sides = Sides(0.0, 0.0, nll)
+    verdict: Any = "not distinguishable"
+    return Comparison("slot 7", baseline, (3, 3), verdict, None, sides, sides, sides, None)
 
 
 def test_incumbents_are_in_the_order_of_the_search_validation_beside_test() -> None:
@@ -68,11 +81,9 @@ def test_incumbents_are_in_the_order_of_the_search_validation_beside_test() -> N
 
 
 def test_the_difference_to_each_baseline_has_its_interval_if_there_is_one() -> None:
-    sure = {"value": -0.25, "low": -0.5, "high": 0.125}
-    unsure = {"value": 0.5, "low": None, "high": None}
     comparisons = [
-        {"baseline": "cnn", "nll": {"difference": sure}},
-        {"baseline": "mobilenet_v2_frozen", "nll": {"difference": unsure}},
+        compared("cnn", Welch(-0.25, -0.5, 0.125, 8.0, 0.1)),
+        compared("mobilenet_v2_frozen", Welch(0.5, None, None, None, None)),
     ]
     variants: Any = {name: name for name in ("cnn", "mobilenet_v2_frozen")}
     points = differences_figure(comparisons, variants).data
@@ -85,11 +96,11 @@ def test_the_difference_to_each_baseline_has_its_interval_if_there_is_one() -> N
 
 
 def test_accuracy_stands_beside_what_the_report_printed_of_that_model() -> None:
-    accuracy = {"value": 0.75, "low": 0.5, "high": 0.875}
-    models = [{"model": name, "figures": {"accuracy": accuracy}} for name in ("slot 7", "cnn")]
+    accuracy = Figure(0.75, 0.5, 0.875, None, [0.75])
+    models = [measured(name, 7, accuracy=accuracy) for name in ("slot 7", "cnn")]
     cells = [
-        {"model": "cnn", "figure": "accuracy", "printed": 0.98},
-        {"model": "cnn", "figure": "f1_0", "printed": 0.99},
+        Cell("cnn", name, printed, 0.75, 0.5, 0.875, "inconclusive")
+        for name, printed in (("accuracy", 0.98), ("f1_0", 0.99))
     ]
     figure = standing_figure(models, {"slot 7": "cnn", "cnn": "cnn"}, cells)
     *ours, printed = figure.data
