@@ -18,7 +18,6 @@ from study.slots import NoStudy, SlotRecord, Slots, join
 from study.storage import has_tables
 from study.tracking import (
     LoggedRun,
-    Replay,
     Shelf,
     Spool,
     by_hand,
@@ -235,6 +234,8 @@ def _lost(records: list[SlotRecord], uri: str) -> Iterator[Finding]:
 
 def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
     """Stale slots and states of runs; what was done is added to mended."""
+    from study.tracking import Replay  # writes to MLflow, whose imports take seconds
+
     if _no_tables(config) is not None:
         return
     try:

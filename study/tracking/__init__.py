@@ -1,5 +1,6 @@
 """MLflow as a witness that slows nothing and loses nothing: the only importer of mlflow.
 
+store           MLflow's store looked at: a SQLite file without MLflow's seconds of imports
 client          how MLflow is opened, asked, and blamed in one line
 tracker         the calls to MLflow: a study's runs, metrics and artifacts, written and read
 spool           what training says of a slot, on disk, attempt by attempt

@@ -1,10 +1,7 @@
-from .client import LoggedRun as LoggedRun, by_hand as by_hand, sqlite_path as sqlite_path
 from .delivery import (
     Delivery as Delivery,
     Replay as Replay,
     SyncResult as SyncResult,
-    check_tracking as check_tracking,
-    differs as differs,
     sync as sync,
 )
 from .description import describe as describe
@@ -22,12 +19,20 @@ from .registry import (
     stands_for as stands_for,
 )
 from .spool import (
-    WEIGHTS as WEIGHTS,
     SlotRun as SlotRun,
     Spool as Spool,
     SpoolError as SpoolError,
     run_name as run_name,
 )
+from .store import (
+    WEIGHTS as WEIGHTS,
+    LoggedRun as LoggedRun,
+    Shelf as Shelf,
+    by_hand as by_hand,
+    check_tracking as check_tracking,
+    differs as differs,
+    sqlite_path as sqlite_path,
+)
 from .system_metrics import Machine as Machine
-from .tracker import Shelf as Shelf, Tracker as Tracker
+from .tracker import Tracker as Tracker
 from .ui import serve_ui as serve_ui

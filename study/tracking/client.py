@@ -1,10 +1,8 @@
 """How MLflow's store is opened, asked, and blamed in one line."""
 
-import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,23 +14,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from deepfake.errors import one_line
 from deepfake.files import whole
 from study.config import TrackingError
+from study.tracking.store import (
+    WEIGHTS,
+    LoggedExperiment,
+    LoggedRun,
+    deleted_line,
+    sqlite_path,
+)
 
 OPEN_S = 120.0  # another process may be creating MLflow's tables
+REMOVED = ("weights", "removed by gc")  # a run's tag
 AWAY = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run as MLflow has it."""
-
-    run_id: str
-    status: str
-    tags: dict[str, str]
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a plain SQLite store; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 @contextmanager
@@ -56,14 +48,6 @@ def _create_tables(sqlite: Path) -> None:
         MlflowClient(tracking_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
 
 
-def has_tables(sqlite: Path) -> bool:
-    if not sqlite.is_file():
-        return False
-    with closing(sqlite3.connect(f"{sqlite.as_uri()}?mode=ro", uri=True)) as probe:
-        named = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
-        return probe.execute(named).fetchone() is not None
-
-
 def search_runs(client: MlflowClient, experiment_id: str, study_id: str, where: str) -> list[Run]:
     found: list[Run] = []
     token = None
@@ -84,18 +68,15 @@ def reached(uri: str) -> Iterator[None]:
         raise TrackingError(f"tracking.uri: {uri}: {reason_of(error)}") from None
 
 
-def by_hand(uri: str, arguments: str) -> str:
-    """The command of MLflow's that a person has to type: without the store it makes one."""
-    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow {arguments}"
-
-
 def refuse_deleted(experiment: Experiment, uri: str) -> None:
     """Raises MlflowException with the way to have it back."""
     if experiment.lifecycle_stage == "deleted":
-        restore = f"experiments restore --experiment-id {experiment.experiment_id}"
-        raise MlflowException(
-            f"experiment '{experiment.name}' was deleted; restore it with: {by_hand(uri, restore)}"
-        )
+        raise MlflowException(deleted_line(logged_experiment(experiment), uri))
+
+
+def logged_experiment(found: Experiment) -> LoggedExperiment:
+    deleted = found.lifecycle_stage == "deleted"
+    return LoggedExperiment(str(found.experiment_id), str(found.name), deleted)
 
 
 def logged_run(run: Run) -> LoggedRun:
@@ -107,3 +88,44 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
         return "the server does not answer"  # requests', whose words are half a page
     return one_line(error)
+
+
+class ClientLooks:
+    """What a store says to MLflow's client: a server's, and whatever else it can open."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        with reached(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+
+    def experiment(self, name: str) -> LoggedExperiment | None:
+        with reached(self._uri):
+            found = self._client.get_experiment_by_name(name)
+        return None if found is None else logged_experiment(found)
+
+    def slot_runs(self, experiment_id: str, study_id: str) -> list[LoggedRun]:
+        with reached(self._uri):
+            found = search_runs(self._client, experiment_id, study_id, "tags.slot != ''")
+        return [logged_run(run) for run in found]
+
+    def weights_bytes(self, run_id: str) -> int:
+        with reached(self._uri):
+            folder = WEIGHTS.rpartition("/")[0]
+            files = self._client.list_artifacts(run_id, folder)
+            return sum(file.file_size or 0 for file in files if file.path == WEIGHTS)
+
+    def is_registered(self, run_id: str) -> bool:
+        with reached(self._uri):
+            return bool(self._client.search_model_versions(f"run_id = '{run_id}'"))
+
+    def remove_weights(self, run_id: str) -> None:
+        """Raises TrackingError, also if the store can't."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with reached(self._uri):
+            where = self._client.get_run(run_id).info.artifact_uri
+            store = get_artifact_repository(where, tracking_uri=self._uri)
+            self._client.set_tag(run_id, *REMOVED)  # first: a kill in between leaves no riddle
+            store.delete_artifacts(WEIGHTS)
+        if self.weights_bytes(run_id):  # not every kind of store deletes
+            raise TrackingError(f"run {run_id}: {where} does not delete {WEIGHTS}")

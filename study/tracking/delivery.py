@@ -2,26 +2,23 @@
 
 import logging
 import random
-import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
-from deepfake.errors import UserError, one_line
+from deepfake.errors import UserError
 from study.config import StudyConfig, TrackingError
-from study.slots import SlotRecord, Slots, join
-from study.tracking.client import LoggedRun, sqlite_path
+from study.slots import Slots, join
 from study.tracking.description import describe
 from study.tracking.provenance import known
 from study.tracking.spool import Entry, Journal, Spool
-from study.tracking.tracker import STATUS, Tracker
+from study.tracking.store import LoggedRun, differs, reason_of
+from study.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +157,7 @@ class Replay:
             run = self.tracker.find_run(slot)
             if differed := run is not None and differs(run, record):
                 now_ms = int(time.time() * 1000)
-                self.tracker.end_run(run, record.state, _reason(record), now_ms)
+                self.tracker.end_run(run, record.state, reason_of(record), now_ms)
             if record.finished:  # its worker was killed before it could say so
                 for journal in self.spool.journals_of(slot):
                     journal.remove()
@@ -182,16 +179,6 @@ class Replay:
             lock.release()
 
 
-def differs(run: LoggedRun, record: SlotRecord) -> bool:
-    """Whether the run is in another state than the study database says."""
-    said = (run.status, run.tags.get("state"), run.tags.get("reason", ""))
-    return said != (STATUS[record.state], record.state, _reason(record))
-
-
-def _reason(record: SlotRecord) -> str:
-    return (record.reason or "") if record.finished else ""
-
-
 def _both_machines(before: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
     """tags, the hardware of two attempts joined: nobody expects equal bits then."""
     machines = [*before.get("hardware", "").split(" + "), tags.get("hardware", "")]
@@ -202,7 +189,6 @@ POLL_S = 1.0  # between two looks at the spool
 MAX_PAUSE_S = 30.0  # between two tries while MLflow is away
 DRAIN_S = 20.0
 HURRIED_DRAIN_S = 5.0  # after a signal or an error, and when MLflow has been away
-ANSWER_S = 2.0  # of a server that is well
 
 
 class Delivery:
@@ -358,38 +344,3 @@ def sync(config: StudyConfig) -> SyncResult:
         left = f"; {spool.pending()} entries wait in {spool.folder}, nothing is lost"
         raise TrackingError(f"{error}{left}") from None
     return SyncResult(delivered, spool.pending(), reconciled)
-
-
-def check_tracking(config: StudyConfig) -> str | None:
-    """A warning if the MLflow server does not answer: the study can run without it.
-
-    Raises TrackingError for a plain SQLite store that can't be written: nothing would mend it.
-    """
-    uri = config.tracking.uri
-    if (sqlite := sqlite_path(uri)) is None:
-        url = urlsplit(uri)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        try:
-            socket.create_connection((url.hostname or "", port), timeout=ANSWER_S).close()
-        except OSError as error:
-            return f"tracking.uri: {uri} does not answer ({error}); the study goes on, runs wait"
-        return None
-    artifacts = config.tracking.artifacts_dir
-    try:
-        artifacts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrackingError(
-            f"tracking.artifacts_dir: {artifacts}: {error.strerror}; name a folder that can be "
-            "written"
-        ) from None
-    try:
-        sqlite.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(sqlite, timeout=0.1)) as probe:
-            probe.execute("BEGIN IMMEDIATE")
-    except (OSError, sqlite3.Error) as error:
-        if "locked" not in str(error):  # another writes it: it can be written
-            raise TrackingError(
-                f"tracking.uri: {uri}: {one_line(error, path=False)}; name another file, or a "
-                "server's http://host:port"
-            ) from None
-    return None

@@ -6,12 +6,14 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from deepfake.config import FAKE
-from deepfake.data import Prepared
+
+if TYPE_CHECKING:  # nothing heavy: who reads a spool reads this
+    import pandas as pd
+
+    from deepfake.data import Prepared
 
 
 def source_tags() -> dict[str, str]:
@@ -52,7 +54,7 @@ class Dataset:
     fake: int
 
 
-def dataset(prepared: Prepared, split: str, faces: pd.DataFrame) -> Dataset:
+def dataset(prepared: "Prepared", split: str, faces: "pd.DataFrame") -> Dataset:
     """faces: the rows of faces.csv in that split."""
     fake = int((faces["category_id"] == FAKE).sum())
     return Dataset(
@@ -70,7 +72,7 @@ def known(said: Mapping[str, Any]) -> Dataset:
     return Dataset(**{field.name: said[field.name] for field in fields(Dataset)})
 
 
-def sources(faces: pd.DataFrame) -> str:
+def sources(faces: "pd.DataFrame") -> str:
     """The JSONs that faces come from."""
     found: Iterable[str] = faces["source"].unique()
     return ", ".join(sorted(found))

@@ -15,22 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from matplotlib.figure import Figure
-from safetensors.torch import save
-from torch import Tensor
 
 from deepfake.config import TrainConfig
 from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
-from deepfake.metrics import confusion_matrix, logged_figures
-from deepfake.models import state_dict_sha256
-from deepfake.training import EpochStats, FitResult
 from study.config import StudyConfig
 from study.slots import State
-from study.tracking.plots import confusion_figure, curves_figure
 from study.tracking.provenance import Dataset, source_tags
+from study.tracking.store import WEIGHTS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from deepfake.training import EpochStats, FitResult
     from study.tracking.system_metrics import Machine
 
 
@@ -130,7 +128,6 @@ class Journal:
         return self.path.with_suffix(".offset")
 
 
-WEIGHTS = "weights/best.safetensors"
 EPOCH_METRICS = (
     "train_loss",
     "train_accuracy",
@@ -225,17 +222,24 @@ class SlotRun:
         for file, text in files.items():
             self._file(file, text.encode())
 
-    def log_epoch(self, stats: EpochStats) -> None:
+    def log_epoch(self, stats: "EpochStats") -> None:
         said = asdict(stats)
         metrics = {name: said[name] for name in EPOCH_METRICS if said[name] is not None}
         if self.machine is not None:
             metrics |= self.machine.since_last()
         self._append("epoch", epoch=stats.epoch, metrics=metrics)
 
-    def log_result(self, result: FitResult, labels: Tensor) -> None:
+    def log_result(self, result: "FitResult", labels: "Tensor") -> None:
         """Best weights, validation figures and confusion matrix of the best epoch, curves."""
         if result.best is None or result.best_state is None or result.best_logits is None:
             return  # the first epoch diverged
+        # here: who only reads a spool (doctor, gc, run) needs none of their seconds
+        from safetensors.torch import save
+
+        from deepfake.metrics import confusion_matrix, logged_figures
+        from deepfake.models import state_dict_sha256
+        from study.tracking.plots import confusion_figure, curves_figure
+
         matrix = confusion_matrix(result.best_logits, labels)
         figures = logged_figures(result.best_logits, labels)
         metrics = {"best_val_loss": result.best.val_loss, "best_epoch": result.best.epoch}
@@ -318,7 +322,7 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

@@ -23,7 +23,8 @@ from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
-from study.tracking.tracker import Shelf, Tracker
+from study.tracking.store import Shelf
+from study.tracking.tracker import Tracker
 from study.worker.setup import checkpoints_of
 from tests.support.copies import copy_study
 from tests.support.forked import Process, wait_until

@@ -20,11 +20,13 @@ from study.config.schema import StudyConfig, TrackingError
 from study.slots.records import SlotRecord, State
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
+from study.tracking.client import ClientLooks
 from study.tracking.delivery import BATCH, Replay
 from study.tracking.provenance import Dataset
 from study.tracking.spool import Spool, SpoolError
+from study.tracking.store import Shelf, SqliteLooks, looks_of
 from study.tracking.system_metrics import Machine
-from study.tracking.tracker import Shelf, runs_page
+from study.tracking.tracker import runs_page
 from tests.support.forked import forks
 from tests.support.mlflow_server import store_image
 from tests.support.recorded import LABELS, WEIGHTS, result, start, stats, train
@@ -521,3 +523,29 @@ def test_what_a_later_release_says_of_a_data_set_holds_up_nothing(
     run.journal.path.write_text(json.dumps(line) + "\n")
     assert replay.deliver_all() == 1
     assert len(the_run(slots, 0).inputs.dataset_inputs) == 1
+
+
+def test_tables_that_are_read_say_what_mlflows_client_says(
+    slots: Slots, spool: Spool, replay: Replay
+) -> None:
+    for number in range(3):
+        train(spool.run(number, 0), epochs=1)
+    replay.deliver_all()
+    name, uri = slots.config.name, slots.config.tracking.uri
+    client(slots).create_registered_model("mine")
+    registered = the_run(slots, 1)
+    client(slots).create_model_version("mine", "nowhere", registered.info.run_id)
+    client(slots).delete_run(the_run(slots, 2).info.run_id)
+    read, asked = looks_of(uri), ClientLooks(uri)
+    assert isinstance(read, SqliteLooks)
+    experiment = read.experiment(name)
+    assert experiment == asked.experiment(name)
+    assert experiment is not None
+    assert read.experiment("other") is asked.experiment("other") is None
+    runs = read.slot_runs(experiment.experiment_id, slots.study_id)
+    assert runs == asked.slot_runs(experiment.experiment_id, slots.study_id)
+    assert sorted(run.tags["slot"] for run in runs) == ["0", "1"]
+    for run in runs:
+        assert read.weights_bytes(run.run_id) == asked.weights_bytes(run.run_id) > 0
+        in_registry = run.tags["slot"] == "1"
+        assert read.is_registered(run.run_id) is asked.is_registered(run.run_id) is in_registry
