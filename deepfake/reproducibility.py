@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from deepfake.config import TrainConfig
 from deepfake.errors import ConfigError
+
+if TYPE_CHECKING:  # not loaded for a seed, which is all that most who come here want
+    import torch
 
 
 def derive_seed(*parts: int) -> int:
@@ -16,11 +18,13 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(config: TrainConfig, device: "torch.device") -> AbstractContextManager[Any]:
+    import torch
+
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def set_precision(config: TrainConfig, device: torch.device) -> None:
+def set_precision(config: TrainConfig, device: "torch.device") -> None:
     """Full fp32 or, where bf16 asks for speed, TF32 too. Raises ConfigError for bf16 on a CPU."""
     if config.precision == "bf16" and device.type != "cuda":
         raise ConfigError("train.precision: bf16 needs CUDA and this device is the CPU; use fp32")
@@ -30,6 +34,8 @@ def set_precision(config: TrainConfig, device: torch.device) -> None:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """fp32 without TF32 in the block, whatever was set before it."""
+    import torch
+
     before = torch.backends.cuda.matmul.allow_tf32
     _allow_tf32(False)
     try:
@@ -39,5 +45,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _allow_tf32(allowed: bool) -> None:
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed  # torch's own default is True

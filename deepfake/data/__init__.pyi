@@ -14,7 +14,9 @@ from .crops import (
     cut_faces as cut_faces,
     encoded as encoded,
     find_photos as find_photos,
+    pixels_of as pixels_of,
     read_photo as read_photo,
+    resized as resized,
 )
 from .layouts.openforensics import COLUMNS as COLUMNS, PHOTO as PHOTO, read_faces as read_faces
 from .prepare import (
@@ -45,7 +47,5 @@ from .store import (
     ensure_store as ensure_store,
     epoch_order as epoch_order,
     normalise as normalise,
-    pixels_of as pixels_of,
-    resized as resized,
     stored_rows as stored_rows,
 )

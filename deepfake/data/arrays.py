@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
-from torch import Tensor
 
 from deepfake.errors import DataError
 from deepfake.files import free_bytes, size_text, unfinished_path
+
+if TYPE_CHECKING:  # who asks for a store's path needs none of it
+    from torch import Tensor
 
 
 class Rows:
@@ -40,15 +41,17 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def gather(self, numbers: Tensor, into: Tensor) -> Tensor:
+    def gather(self, numbers: "Tensor", into: "Tensor") -> "Tensor":
         """into, (n, ...) contiguous on the CPU, filled with the rows of those numbers (n,)."""
         rows = into.numpy()
         for place, number in enumerate(numbers.tolist()):
             self._read(number, memoryview(rows[place]).cast("B"))
         return into
 
-    def mapped(self) -> Tensor:
+    def mapped(self) -> "Tensor":
         """All rows, mapped from disk; never written to."""
+        import torch
+
         array = np.load(self.path, mmap_mode="r")[self.start : self.stop]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the map is read-only, and nothing here writes to it

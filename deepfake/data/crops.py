@@ -253,3 +253,19 @@ def _save(face: Image.Image, path: Path) -> None:
             f"{path}: cannot be written: {error.strerror}; make room, or set data.work_dir to"
             " another disk, then run the same command again: it continues"
         ) from None
+
+
+def pixels_of(crop: Path, side: int) -> bytes:
+    """A crop's row of the store; DataError if it is damaged."""
+    try:
+        with Image.open(crop) as face:
+            return resized(face, side)
+    except (OSError, SyntaxError) as error:
+        raise DataError(
+            f"{crop}: not a whole crop ({error}); delete it and run deepfake-study prepare"
+        ) from None
+
+
+def resized(face: Image.Image, side: int) -> bytes:
+    """(side, side, 3) uint8."""
+    return face.convert("RGB").resize((side, side), Image.Resampling.BILINEAR).tobytes()

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
 from deepfake.data.layouts.openforensics import COLUMNS, PHOTO
@@ -140,6 +139,8 @@ def _draw(counts: _Ints, sizes: tuple[int, int, int], state: int) -> _Ints:
     n_strata = min(_MAX_STRATA, n_groups // block)
     strata = np.empty(n_groups, np.int64)
     strata[order] = np.arange(n_groups) * n_strata // n_groups
+    from sklearn.model_selection import train_test_split  # two seconds: to draw, not to read
+
     rest, test = train_test_split(
         np.arange(n_groups), test_size=n_test, stratify=strata, random_state=state
     )

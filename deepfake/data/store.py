@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 
 from deepfake.config import Split
 from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
+from deepfake.data.crops import pixels_of
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 from deepfake.errors import DataError, one_line
 from deepfake.files import sha256_of, whole, write_whole
@@ -111,22 +111,6 @@ def _write_rows(
                         progress(f"store {side} px", done, len(crops))
             finally:
                 pool.shutdown(cancel_futures=True)
-
-
-def pixels_of(crop: Path, side: int) -> bytes:
-    """A crop's row of the store; DataError if it is damaged."""
-    try:
-        with Image.open(crop) as face:
-            return resized(face, side)
-    except (OSError, SyntaxError) as error:
-        raise DataError(
-            f"{crop}: not a whole crop ({error}); delete it and run deepfake-study prepare"
-        ) from None
-
-
-def resized(face: Image.Image, side: int) -> bytes:
-    """(side, side, 3) uint8."""
-    return face.convert("RGB").resize((side, side), Image.Resampling.BILINEAR).tobytes()
 
 
 def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:

@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
-
 from deepfake.errors import UserError
 from deepfake.files import whole
 
@@ -57,6 +55,8 @@ class Checkpoints:
 
         A crash at any moment leaves a whole file or none. Raises CheckpointError.
         """
+        import torch  # who removes or counts checkpoints needs none of it
+
         path = self.folder / f"e{epoch:04d}.a{self.attempt}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,8 @@ def _loaded(path: Path, content: bytes) -> dict[str, Any] | None:
     # a flipped byte in a weight loads silently: only the digest shows it
     if hashlib.sha256(body).digest() != digest:
         return None
+    import torch
+
     try:
         loaded = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception:  # pickle's and torch's own kinds

@@ -65,7 +65,8 @@ def become(output: int) -> None:
 def main() -> None:
     from deepfake.variants import VARIANTS
     from study.cli.app import main as command
-    from study.worker import work  # noqa: F401  # and with it all that a worker imports
+    from study.tracking import confusion_figure  # noqa: F401  # what a slot's end imports
+    from study.worker import work  # noqa: F401  # and with it nearly all that a worker does
 
     for variant in VARIANTS.values():
         pkgutil.resolve_name(variant.network)

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import psutil
-import torch
 from packaging.requirements import Requirement
 
 from deepfake.data import (
@@ -101,22 +100,24 @@ def places(config: StudyConfig) -> dict[str, Path]:
 
 
 def _gpus(config: StudyConfig) -> Iterator[Finding]:
-    driver = driver_version()
+    if (driver := driver_version()) is None:
+        if config.train.precision == "bf16":
+            what = "no GPU here, and train.precision bf16 needs one"
+            remedy = "set train.precision to fp32, or run it on a GPU"
+            yield Finding("machine", "note", what, remedy)
+        else:
+            yield Finding("machine", "ok", "no GPU: trainings run on the CPU")
+        return
+    import torch  # where there is a GPU, only torch can tell whether it can use it
+
     count = torch.cuda.device_count()
     for number in range(count):
         name = torch.cuda.get_device_name(number)
-        yield Finding("machine", "ok", f"GPU {number}: {name}, driver {driver or 'unknown'}")
-    if count:
-        return
-    if driver:
+        yield Finding("machine", "ok", f"GPU {number}: {name}, driver {driver}")
+    if not count:
         what = f"driver {driver} has a GPU, torch {torch.__version__} can't use it"
         remedy = "install a torch for this driver, or a newer driver"
         yield Finding("machine", "wrong", what, remedy)
-    elif config.train.precision == "bf16":
-        remedy = "set train.precision to fp32, or run it on a GPU"
-        yield Finding("machine", "note", "no GPU here, and train.precision bf16 needs one", remedy)
-    else:
-        yield Finding("machine", "ok", "no GPU: trainings run on the CPU")
 
 
 def driver_version() -> str | None:

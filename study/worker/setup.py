@@ -2,22 +2,29 @@
 
 import socket
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from deepfake.data import Prepared
 from deepfake.errors import ConfigError, UserError
-from deepfake.models import load_pretrained
 from deepfake.training import Checkpoints, check_writable
 from study.config import StudyConfig, fingerprint_of
 from study.slots import Slots, create_or_join
 from study.storage import check_storage
 from study.tracking import check_tracking
-from study.worker.inputs import Inputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from study.worker.inputs import Inputs
+
+# torch and torchvision only within functions: a worker's name and the place of a checkpoint are
+# asked for by commands that train nothing, and `run` itself need not wait for them
 
 
-def pick_device(name: str | None) -> torch.device:
+def pick_device(name: str | None) -> "torch.device":
     """The device of that name; without one the first GPU, or the CPU where there is none."""
+    import torch
+
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -37,18 +44,20 @@ def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:
     return Checkpoints(folder, attempt)
 
 
-def set_up(config: StudyConfig, device: torch.device) -> None:
+def set_up(config: StudyConfig, device: "torch.device") -> None:
     """Before the first operation: threads are part of what makes a curve repeatable."""
+    import torch
+
     check_precision(config, device)
     torch.set_num_threads(config.train.threads)
 
 
-def check_precision(config: StudyConfig, device: torch.device) -> None:
+def check_precision(config: StudyConfig, device: "torch.device") -> None:
     if config.train.precision == "bf16" and device.type != "cuda":
         raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
 
 
-def study_fingerprint(config: StudyConfig, inputs: Inputs) -> dict[str, object]:
+def study_fingerprint(config: StudyConfig, inputs: "Inputs") -> dict[str, object]:
     return fingerprint_of(config, inputs.prepared, inputs.weights_sha256)
 
 
@@ -63,6 +72,9 @@ def begin(
 
     What can't work is said before data is touched: weights, checkpoints, both stores.
     """
+    from deepfake.models import load_pretrained
+    from study.worker.inputs import Inputs
+
     pretrained = load_pretrained(config.train.weights, config.space.variant)
     check_writable(config.checkpoints_dir)
     check_storage(config.study)
