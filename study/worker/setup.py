@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from study.worker.inputs import Inputs
 
 # torch and torchvision only within functions: a worker's name and the place of a checkpoint are
-# asked for by commands that train nothing, and `run` itself need not wait for them
+# asked for by commands that train nothing
 
 
 def pick_device(name: str | None) -> "torch.device":
