@@ -202,7 +202,7 @@ def test_a_corruption_that_is_added_is_measured_and_drawn(
     for level in (0.5, 2):
         monkeypatch.setitem(SUITE, f"gamma_{level}", Corruption("gamma", level))
     clean = evaluate(network, faces, CONFIG, CPU)
-    now = falls_of(contender(), network, faces, clean, CONFIG, CPU)
+    now = falls_of(contender().training, network, faces, clean, CONFIG, CPU)
     assert now[: len(rows)] == rows
     assert list(steps(now, "slot 3", "gamma")) == ["0.5", "clean", "2"]
     assert corruption_figures(now)["gamma"].layout.xaxis.title.text == "gamma"
