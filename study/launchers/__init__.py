@@ -1,8 +1,7 @@
 """Where workers run: on this machine, through Slurm, through Ray.
 
 launchers  LAUNCHERS by name: one entry a launcher
-base       the protocol of a launcher, and the worker as a command line
-placement  the launcher and its options as the command line says them
+base       the protocol of a launcher, its options, and the worker as a command line
 local      processes on this machine, a GPU each
 forked     how they begin in a moment: forked from a process that has imported everything
 slurm      an array of Slurm jobs, requeued at their limit

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, ClassVar, Protocol
 
 from deepfake.errors import UserError
 from study.config import StudyConfig
-from study.launchers.placement import Placement
 
 # exit codes that a worker chose; any other is a death, and another worker takes its place
 CHOSEN = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -23,6 +22,26 @@ MAX_RESTARTS = 3
 POLL_S = 0.5  # between two looks at a worker
 SLACK_S = 5.0  # from the end of the grace to SIGKILL
 _LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The launcher, by its name in LAUNCHERS, and its options; None is the launcher's default."""
+
+    launcher: str = "local"
+    workers: int | None = None
+    workers_per_gpu: int | None = None
+    slurm: tuple[str, ...] = ()
+    detach: bool = False
+    ray_address: str | None = None
+    gpus_per_worker: float | None = None
+    grace_s: float = 25.0
+    timeout_s: float | None = None  # from the workers' start to their clean end
+    device: str | None = None  # of all workers; None takes every GPU that is visible
+
+    def given(self) -> set[str]:
+        """The fields that say something else than the default."""
+        return {field.name for field in fields(self) if getattr(self, field.name) != field.default}
 
 
 class ExtraMissing(UserError):

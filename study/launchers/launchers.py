@@ -1,9 +1,8 @@
 """LAUNCHERS: where workers can run, by the name that --launcher takes."""
 
 from deepfake.errors import UserError
-from study.launchers.base import Launcher
+from study.launchers.base import Launcher, Placement
 from study.launchers.local import Local
-from study.launchers.placement import Placement
 from study.launchers.ray import Ray
 from study.launchers.slurm import Slurm
 

@@ -11,9 +11,16 @@ import pytest
 
 from deepfake.errors import UserError
 from study.config.schema import StudyConfig
-from study.launchers.base import POLL_S, Environment, Launcher, OnEnd, WorkerCommand, Workers
+from study.launchers.base import (
+    POLL_S,
+    Environment,
+    Launcher,
+    OnEnd,
+    Placement,
+    WorkerCommand,
+    Workers,
+)
 from study.launchers.launchers import LAUNCHERS, launcher_named, launcher_of
-from study.launchers.placement import Placement
 from tests.support.exact import assert_exact
 from tests.support.runs import Folder
 

@@ -16,10 +16,9 @@ import torch
 
 from deepfake.errors import UserError
 from study.launchers import local as launch, monitor as lookout_module, run
-from study.launchers.base import CHOSEN, MAX_RESTARTS, WorkerCommand, is_death
+from study.launchers.base import CHOSEN, MAX_RESTARTS, Placement, WorkerCommand, is_death
 from study.launchers.local import Local, LocalWorkers, assign_gpus, visible_gpus
 from study.launchers.monitor import Lookout
-from study.launchers.placement import Placement
 from study.launchers.run import watch
 from study.signals import StopSignal
 from study.storage.retry import StorageAway
