@@ -285,6 +285,16 @@ def test_a_room_lists_its_modules_and_exports_what_others_use(room):
     assert exported.keys() <= used
 
 
+def test_stubs_and_templates_travel_with_their_packages():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["*"]
+    for package in OURS:
+        inits = (ROOT / package).rglob("__init__.py")
+        packed = {path for i in inits for glob in patterns for path in i.parent.glob(glob)}
+        there = [*(ROOT / package).rglob("*.pyi"), *(ROOT / package).rglob("*.j2")]
+        assert set(there) <= packed
+
+
 def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
     forbidden = imports_any("study", "optuna", "mlflow", "rich", "typer", "click", "sqlalchemy")
     assert offenders(forbidden, "deepfake") == set()
