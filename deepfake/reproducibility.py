@@ -1,4 +1,4 @@
-"""What makes a training repeatable: seeds that do not repeat, and the precision of a device."""
+"""What makes a training repeatable: seeds that do not repeat, the device and its precision."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepfake.config import TrainConfig
-from deepfake.errors import ConfigError
+from deepfake.errors import ConfigError, UserError
 
 if TYPE_CHECKING:  # not loaded for a seed, which is all that most who come here want
     import torch
@@ -16,6 +16,24 @@ if TYPE_CHECKING:  # not loaded for a seed, which is all that most who come here
 def derive_seed(*parts: int) -> int:
     """One 63-bit seed from several non-negative numbers, each change of which changes it."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def pick_device(name: str | None) -> "torch.device":
+    """The device of that name; without one the first GPU, or the CPU where there is none."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device {name}: this machine has {count} CUDA devices")
+    return device
 
 
 def autocast(config: TrainConfig, device: "torch.device") -> AbstractContextManager[Any]:

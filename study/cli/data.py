@@ -135,9 +135,9 @@ def _price_leak(
 
     words: that name the study to a worker.
     """
+    from deepfake.reproducibility import pick_device
     from study.evaluation import begin_leak, price
     from study.launchers import Local, Placement
-    from study.worker import pick_device
 
     local = Local(Placement(workers=workers, device=device))
     local.check(config, os.environ)

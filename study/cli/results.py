@@ -57,12 +57,12 @@ def evaluate(
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
         raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
     loaded = load(config, set_, "evaluating")
+    from deepfake.reproducibility import pick_device
     from study.cli.live import progress_bars
     from study.cli.tables import evaluation_table
     from study.evaluation import Evaluator, contenders_of_final, contenders_of_search
     from study.launchers import Local, Placement
     from study.slots import join
-    from study.worker import pick_device
 
     slots = join(loaded)
     evaluator = Evaluator(slots, pick_device(device))
@@ -172,10 +172,10 @@ def export(
         raise UserError(f"--trial {trial}: must be best or the number of a slot")
     number = None if trial == "best" else int(trial)
     loaded = load(config, set_, "exporting a model of")
+    from deepfake.reproducibility import pick_device
     from study.cli.live import progress_bars
     from study.evaluation import keep
     from study.slots import join
-    from study.worker import pick_device
 
     slots, where = join(loaded), pick_device(device)
     with progress_bars(stderr()) as advance:
@@ -198,7 +198,7 @@ def predict(
     """The probability that each face is fake, by an exported model alone."""
     from deepfake.export import load_exported
     from deepfake.predict import Prediction, Refused, predict as judge
-    from study.worker import pick_device
+    from deepfake.reproducibility import pick_device
 
     loaded = load_exported(model, pick_device(device))
     found = list(judge(loaded, pictures, boxes))

@@ -169,10 +169,11 @@ def worker(
         stop.end_after(timeout)
     if parent is not None:
         stop.follow_parent(parent)
+    from deepfake.reproducibility import pick_device
     from study.config import arm_named, final_of, leak_of
     from study.slots import StudyStopped
     from study.storage import StorageError
-    from study.worker import TooManyFailed, pick_device, work
+    from study.worker import TooManyFailed, work
 
     loaded = load(config, set_)
     if final:

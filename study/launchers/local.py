@@ -13,6 +13,7 @@ import torch
 
 from deepfake.errors import UserError
 from deepfake.parallel import available_cores
+from deepfake.reproducibility import pick_device
 from study.config import StudyConfig
 from study.launchers.base import (
     MAX_RESTARTS,
@@ -27,7 +28,7 @@ from study.launchers.base import (
     new_log,
 )
 from study.launchers.forked import Forked, ForkServer, fork_server
-from study.worker import check_precision, pick_device, worker_name
+from study.worker import check_precision, worker_name
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 worker     claim, run, next; what a failure means
 objective  one trial on one screen
 inputs     what a trial trains on, with which model
-setup      what comes before: checks, device, threads, the study created or joined
+setup      what comes before: checks, threads, the study created or joined
 """
 
 import lazy_loader

@@ -4,7 +4,6 @@ from .setup import (
     begin as begin,
     check_precision as check_precision,
     checkpoints_of as checkpoints_of,
-    pick_device as pick_device,
     set_up as set_up,
     study_fingerprint as study_fingerprint,
     worker_name as worker_name,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deepfake.data import Prepared
-from deepfake.errors import ConfigError, UserError
+from deepfake.errors import ConfigError
 from deepfake.training import Checkpoints, check_writable
 from study.config import StudyConfig, fingerprint_of
 from study.slots import Slots, create_or_join
@@ -19,24 +19,6 @@ if TYPE_CHECKING:
 
 # torch and torchvision only within functions: a worker's name and the place of a checkpoint are
 # asked for by commands that train nothing
-
-
-def pick_device(name: str | None) -> "torch.device":
-    """The device of that name; without one the first GPU, or the CPU where there is none."""
-    import torch
-
-    if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices")
-    return device
 
 
 def checkpoints_of(slots: Slots, number: int, attempt: int = 0) -> Checkpoints:

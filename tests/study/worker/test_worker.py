@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from deepfake.data.prepare import prepare_data
 from deepfake.errors import ConfigError, UserError
+from deepfake.reproducibility import pick_device
 from deepfake.training.checkpoint import CheckpointError
 from study.config.schema import StudyConfig
 from study.search.space import suggest
@@ -25,7 +26,7 @@ from study.tracking.spool import SlotRun, Spool
 from study.worker import worker
 from study.worker.inputs import Inputs
 from study.worker.objective import Attempt, Outcome, begin_run, run_trial
-from study.worker.setup import checkpoints_of, pick_device, set_up, study_fingerprint
+from study.worker.setup import checkpoints_of, set_up, study_fingerprint
 from study.worker.worker import STALLED, TooManyFailed, work
 from tests.support.forked import forks
 from tests.support.photos import draw_set
