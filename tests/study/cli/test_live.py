@@ -199,7 +199,7 @@ def test_a_study_is_watched_from_another_terminal_until_it_is_over(tmp_path: Pat
                 assert "8/8" in terminal.text
                 assert "study sample: 3 slots" in terminal.text  # the result, in the end
             assert ":" in run.text.partition("img/s worker")[2]  # host:pid
-            assert "worker" not in watch.text  # no room
+            assert "img/s worker" not in watch.text  # no room for the column
     plain = folder.call("status", "--watch")  # after the fact, and without a terminal
     assert plain.returncode == 0
     assert plain.stdout == folder.call("status").stdout
