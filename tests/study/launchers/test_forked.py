@@ -119,7 +119,8 @@ def test_a_server_that_dies_amid_its_imports_costs_no_worker(
 def test_a_signal_that_comes_before_the_server_is_ready_starts_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forked, "_SERVER", "http.server")  # it never answers
+    (tmp_path / "mute.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(forked, "_SERVER", "mute")  # it never answers
     started = Started(WAITING, tmp_path)
     worker = started.worker()
     with pytest.raises(subprocess.TimeoutExpired):
