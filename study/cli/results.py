@@ -101,8 +101,8 @@ def _train_finalists(
 
 def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
     """The verdict's model and the best baseline; a registry that refuses costs a warning."""
-    from study.config import TrackingError
     from study.evaluation import keep_best
+    from study.tracking import TrackingError
 
     try:
         return keep_best(evaluator, found)

@@ -18,7 +18,6 @@ from .schema import (
     SearchConfig as SearchConfig,
     Space as Space,
     StudyConfig as StudyConfig,
-    TrackingError as TrackingError,
     public_yaml as public_yaml,
     redact as redact,
 )

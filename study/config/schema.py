@@ -37,12 +37,8 @@ from deepfake.config import (
     VariantName,
     absolute,
 )
-from deepfake.errors import CHOICE, FIXED, RANGE, ConfigError, UserError
+from deepfake.errors import CHOICE, FIXED, RANGE, ConfigError
 from deepfake.variants import VARIANTS
-
-
-class TrackingError(UserError):
-    """MLflow can't be reached, or has not what it should have."""
 
 
 class Range(Frozen):

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from study.config import TrackingError
 from study.evaluation.error_analysis import Gallery, as_json, curves, galleries, picture_of
 from study.evaluation.predictions import finalists_of, of_split
 from study.evaluation.robustness import kinds, steps
-from study.tracking import Tracker
+from study.tracking import Tracker, TrackingError
 
 _COLUMNS = 6  # of a gallery
 

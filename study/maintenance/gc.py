@@ -9,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deepfake.data import CROPS, store_path
-from study.config import StudyConfig, TrackingError
+from study.config import StudyConfig
 from study.maintenance.disk import Usage, bytes_of
 from study.slots import SlotRecord, Slots, incumbents, join, ranked
-from study.tracking import WEIGHTS, Shelf, Spool
+from study.tracking import WEIGHTS, Shelf, Spool, TrackingError
 from study.worker import checkpoints_of
 
 

@@ -19,7 +19,7 @@ from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
 from deepfake.variants import VARIANTS
-from study.config import OBJECTIVES, StudyConfig, TrackingError
+from study.config import OBJECTIVES, StudyConfig
 from study.evaluation import Evaluated, evaluation_of
 from study.report import search_plots as charts
 from study.report.comparison import compare, refuse_other_settings
@@ -37,7 +37,7 @@ from study.report.test_plots import CANDIDATES, candidate_symbols, corruption_fi
 from study.report.test_section import tested_content
 from study.slots import STATES, SlotRecord, Slots, best_of, incumbents, ranked
 from study.templates import render
-from study.tracking import Spool, Tracker, git_commit
+from study.tracking import Spool, Tracker, TrackingError, git_commit
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 PACKAGES = ("torch", "torchvision", "optuna", "mlflow", "plotly")

@@ -6,7 +6,6 @@ from typing import Any
 import plotly.graph_objects as go
 
 from deepfake.metrics import METRICS, MIN_REALS
-from study.config import TrackingError
 from study.evaluation import MIN_SEEDS, Evaluation, SliceRates, headline, logged_exhibits
 from study.report.test_plots import (
     curve_figures,
@@ -14,7 +13,7 @@ from study.report.test_plots import (
     incumbents_figure,
     standing_figure,
 )
-from study.tracking import Tracker
+from study.tracking import Tracker, TrackingError
 
 _MANY_FACES = 5000  # from here on a fourth decimal says something
 

@@ -28,6 +28,7 @@ from .store import (
     WEIGHTS as WEIGHTS,
     LoggedRun as LoggedRun,
     Shelf as Shelf,
+    TrackingError as TrackingError,
     by_hand as by_hand,
     check_tracking as check_tracking,
     differs as differs,

@@ -13,11 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake.errors import one_line
 from deepfake.files import whole
-from study.config import TrackingError
 from study.tracking.store import (
     WEIGHTS,
     LoggedExperiment,
     LoggedRun,
+    TrackingError,
     deleted_line,
     sqlite_path,
 )

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from deepfake.errors import UserError
-from study.config import StudyConfig, TrackingError
+from study.config import StudyConfig
 from study.slots import Slots, join
 from study.tracking.description import describe
 from study.tracking.provenance import known
 from study.tracking.spool import Entry, Journal, Spool
-from study.tracking.store import LoggedRun, differs, reason_of
+from study.tracking.store import LoggedRun, TrackingError, differs, reason_of
 from study.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)

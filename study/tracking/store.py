@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from deepfake.errors import one_line
-from study.config import StudyConfig, TrackingError
+from deepfake.errors import UserError, one_line
+from study.config import StudyConfig
 from study.slots import SlotRecord, State
 
 WEIGHTS = "weights/best.safetensors"  # of a run's artifacts
@@ -27,6 +27,10 @@ STATUS: dict[State, str] = {
 }
 ANSWER_S = 2.0  # of a server that is well
 _WAIT_S = 20.0  # for a SQLite file that another writes to
+
+
+class TrackingError(UserError):
+    """MLflow can't be reached, or has not what it should have."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepfake.data import COLUMNS
-from study.config import StudyConfig, TrackingError, public_yaml
+from study.config import StudyConfig, public_yaml
 from study.slots import Slots, State
 from study.tracking.client import (
     AWAY,
@@ -39,7 +39,7 @@ from study.tracking.client import (
 )
 from study.tracking.provenance import Dataset, source_tags
 from study.tracking.spool import EPOCH_METRICS, Spool
-from study.tracking.store import STATUS, WEIGHTS, LoggedRun, sqlite_path
+from study.tracking.store import STATUS, WEIGHTS, LoggedRun, TrackingError, sqlite_path
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)

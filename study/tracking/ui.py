@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from study.config import StudyConfig, TrackingError
+from study.config import StudyConfig
+from study.tracking.store import TrackingError
 from study.tracking.tracker import runs_page
 
 START_S = 120  # MLflow's server imports for seconds, on a busy machine for many

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from study.config.schema import StudyConfig, TrackingError
+from study.config.schema import StudyConfig
 from study.evaluation.artifacts import exhibits, logged_exhibits
 from study.slots.study import create_or_join
+from study.tracking.store import TrackingError
 from study.tracking.tracker import Tracker
 from tests.study.evaluation.test_analysis import table
 

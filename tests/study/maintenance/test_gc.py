@@ -15,7 +15,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from deepfake.errors import UserError
 from deepfake.training.checkpoint import Checkpoints
-from study.config.schema import StudyConfig, TrackingError
+from study.config.schema import StudyConfig
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
 from study.maintenance.gc import collect
@@ -23,7 +23,7 @@ from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
-from study.tracking.store import Shelf
+from study.tracking.store import Shelf, TrackingError
 from study.tracking.tracker import Tracker
 from study.worker.setup import checkpoints_of
 from tests.support.copies import copy_study

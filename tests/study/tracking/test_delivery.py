@@ -14,12 +14,12 @@ import pytest
 from mlflow import MlflowClient
 
 from study.config.load import load_config
-from study.config.schema import StudyConfig, TrackingError
+from study.config.schema import StudyConfig
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Delivery, sync
 from study.tracking.spool import Spool
-from study.tracking.store import check_tracking
+from study.tracking.store import TrackingError, check_tracking
 from tests.support.mlflow_server import MlflowServer, store_image
 from tests.support.recorded import LABELS, result, start, stats, train
 from tests.support.runs import Folder

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from study.config.schema import StudyConfig, TrackingError
+from study.config.schema import StudyConfig
 from study.slots.records import SlotRecord, State
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
@@ -24,7 +24,7 @@ from study.tracking.client import ClientLooks
 from study.tracking.delivery import BATCH, Replay
 from study.tracking.provenance import Dataset
 from study.tracking.spool import Spool, SpoolError
-from study.tracking.store import Shelf, SqliteLooks, looks_of
+from study.tracking.store import Shelf, SqliteLooks, TrackingError, looks_of
 from study.tracking.system_metrics import Machine
 from study.tracking.tracker import runs_page
 from tests.support.forked import forks

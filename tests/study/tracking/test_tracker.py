@@ -10,11 +10,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from study.config.schema import StudyConfig, TrackingError
+from study.config.schema import StudyConfig
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import EPOCH_METRICS, Spool
+from study.tracking.store import TrackingError
 from study.tracking.tracker import Tracker
 from tests.support.forked import Process
 from tests.support.mlflow_server import MlflowServer, running, store_image
