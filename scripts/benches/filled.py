@@ -10,7 +10,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from study.config import StudyConfig
+from study.config import StudyConfig, settings_of
 from study.slots import Slots, create_or_join
 from study.storage import open_storage
 
@@ -38,7 +38,8 @@ _RUN = """INSERT INTO study_user_attributes (study_id, key, value_json)
 
 def filled_study(config: StudyConfig, finished: int) -> Slots:
     """The only study of its database, its first slots COMPLETE behind EPOCHS epochs each."""
-    create_or_join(config, {})
+    fingerprint = settings_of(config)
+    create_or_join(config, fingerprint)
     variants = config.space.variant
     drawn = {
         **_DRAWN,
@@ -57,4 +58,4 @@ def filled_study(config: StudyConfig, finished: int) -> Slots:
             run(_LOSS, epoch=epoch)
         run(_VALUE.format(epochs=EPOCHS))
         run(_RUN, run=json.dumps("0" * 32))
-    return create_or_join(config, {})  # one that has read nothing yet
+    return create_or_join(config, fingerprint)  # one that has read nothing yet

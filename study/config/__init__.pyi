@@ -3,6 +3,7 @@ from .fingerprint import (
     fingerprint_of as fingerprint_of,
     flattened as flattened,
     refuse_other as refuse_other,
+    settings_of as settings_of,
 )
 from .load import (
     key_value as key_value,

@@ -33,26 +33,34 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text  # a sha256
 
 
-def fingerprint_of(
-    config: StudyConfig, prepared: "Prepared", weights_sha256: str
-) -> dict[str, Any]:
-    """What must not change while a study runs, by dotted key. No paths, budget or places."""
+def settings_of(config: StudyConfig) -> dict[str, Any]:
+    """What of its YAML must not change while a study runs, by dotted key."""
     train = config.train.model_dump(mode="json", exclude={"weights"})
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
     if config.augment is not None:
         settings["augment"] = config.augment.model_dump(mode="json")
-    corruptions = {}
     if config.study.objective != "val_loss":  # what is as usual has no key
-        from deepfake.transforms import suite_sha256
-
         settings["study"] = {"objective": config.study.objective}
-        corruptions = {"corruptions (sha256)": suite_sha256()}
     baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
     return {
         **dict(flattened(settings)),
         **{f"baselines.{key}": value for key, value in flattened(baselines)},
         "study.seed": config.study.seed,
         **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
+    }
+
+
+def fingerprint_of(
+    config: StudyConfig, prepared: "Prepared", weights_sha256: str
+) -> dict[str, Any]:
+    """What must not change while a study runs, by dotted key. No paths, budget or places."""
+    corruptions = {}
+    if config.study.objective != "val_loss":
+        from deepfake.transforms import suite_sha256
+
+        corruptions = {"corruptions (sha256)": suite_sha256()}
+    return {
+        **settings_of(config),
         **corruptions,
         "train.weights (sha256)": weights_sha256,
         "data faces.csv (sha256)": prepared.faces_sha256,  # its labels

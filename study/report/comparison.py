@@ -1,6 +1,6 @@
 """Ours beside the report's figures, and whether the two are like for like."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from deepfake.baselines import FIGURES
 from deepfake.config import FAKE, LABELS
 from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError
-from study.config import StudyConfig, fingerprint_of
+from study.config import StudyConfig, settings_of
 from study.evaluation import Analysis, Evaluated, Evaluation, ModelFigures, evaluation_of
 from study.slots import SlotRecord, Slots, best_of
 
@@ -35,8 +35,8 @@ class Compared:
 def compare(slots: Slots) -> Compared:
     """Raises UserError if the study was not evaluated yet."""
     config, (evaluation, analysis) = slots.config, _evaluation_of(slots)
+    refuse_other_settings(slots)
     prepared = load_prepared(config.data)
-    refuse_other_settings(slots, prepared)
     records = slots.records()
     rows = [
         *_rows_of_baselines(config, records, evaluation, analysis),
@@ -113,18 +113,18 @@ def _measured(analysis: Analysis) -> dict[str, ModelFigures]:
     return {model.model: model for model in analysis.models}
 
 
-def refuse_other_settings(slots: Slots, prepared: Prepared) -> dict[str, Any]:
-    """The fingerprint of config and prepared data; the weights file is taken on trust.
+def refuse_other_settings(slots: Slots) -> None:
+    """Raises StudyMismatch if the settings are not those the study was created with.
 
-    Raises StudyMismatch if the settings are not those the study was created with. Its data may
-    have changed since: what was evaluated stands.
+    Its data may have changed since: what was evaluated stands.
     """
     theirs = slots.attributes()["fingerprint"]
-    ours = fingerprint_of(slots.config, prepared, theirs["train.weights (sha256)"])
-    settings = {key: value for key, value in ours.items() if not key.endswith("(sha256)")}
-    hashes = {key: value for key, value in theirs.items() if key.endswith("(sha256)")}
-    slots.refuse_other(settings | hashes)
-    return ours
+    slots.refuse_other(settings_of(slots.config) | hashes(theirs))
+
+
+def hashes(fingerprint: Mapping[str, Any]) -> dict[str, str]:
+    """Of data, weights and corruptions, without the settings."""
+    return {key: value for key, value in fingerprint.items() if key.endswith("(sha256)")}
 
 
 def unlike(config: StudyConfig, prepared: Prepared) -> list[str]:

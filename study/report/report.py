@@ -19,10 +19,10 @@ from deepfake.data import Prepared, load_prepared
 from deepfake.errors import UserError, one_line
 from deepfake.files import write_whole
 from deepfake.variants import VARIANTS
-from study.config import OBJECTIVES, StudyConfig
+from study.config import OBJECTIVES, StudyConfig, fingerprint_of
 from study.evaluation import Evaluated, evaluation_of
 from study.report import search_plots as charts
-from study.report.comparison import compare, refuse_other_settings
+from study.report.comparison import compare, hashes, refuse_other_settings
 from study.report.data_section import LABEL_COLOURS, data_sheet
 from study.report.reproduce import commands, reproducible
 from study.report.search_plots import (
@@ -48,6 +48,7 @@ def write_report(slots: Slots, out: Path) -> Path:
 
     Raises StudyMismatch if the settings are not the study's, UserError if out can't be written.
     """
+    refuse_other_settings(slots)  # the page would show them as the study's
     page = render(TEMPLATE, _content(slots, datetime.now(UTC)))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +260,7 @@ def _origin(
     return {
         "data": data,
         "data_note": data_note,
-        "hashes": _hashes(slots.attributes()["fingerprint"]),
+        "hashes": hashes(slots.attributes()["fingerprint"]),
         "study_yaml": study_yaml,
         "baselines_yaml": baselines_yaml,
         "commands": commands(
@@ -279,20 +280,14 @@ def _origin(
 
 
 def _prepared(slots: Slots) -> tuple[Prepared | None, str]:
-    """What prepare left, if it is still what the study was created with; else why it is not.
-
-    Raises StudyMismatch if the settings are others: the page would show them as the study's.
-    """
+    """What prepare left, if it is still what the study was created with; else why it is not."""
     theirs = slots.attributes()["fingerprint"]
     try:
         prepared = load_prepared(slots.config.data)
     except UserError as error:
         return None, str(error)
-    ours = refuse_other_settings(slots, prepared)
-    if _hashes(ours) != _hashes(theirs):
+    # the weights file is taken on trust
+    ours = fingerprint_of(slots.config, prepared, theirs["train.weights (sha256)"])
+    if hashes(ours) != hashes(theirs):
         return None, "the data were prepared anew since this study was created"
     return prepared, ""
-
-
-def _hashes(fingerprint: Mapping[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in fingerprint.items() if key.endswith("(sha256)")}

@@ -21,6 +21,7 @@ from deepfake.metrics.figures import METRICS, Summed
 from deepfake.variants import VARIANTS
 from scripts.benches.filled import EPOCHS, filled_study
 from study.cli.tables import analysis_table
+from study.config.fingerprint import StudyMismatch, settings_of
 from study.config.load import load_config
 from study.config.schema import Space, StudyConfig
 from study.evaluation.analysis import Analysis, analyse
@@ -30,7 +31,7 @@ from study.report.reproduce import commands, reproducible
 from study.search.space import suggest
 from study.slots.records import SlotRecord
 from study.slots.slots import Slots
-from study.slots.study import create_or_join
+from study.slots.study import create_or_join, join
 from study.templates import number, share
 from tests.deepfake.metrics.test_figures import mcc
 from tests.study.evaluation.test_analysis import table
@@ -38,7 +39,6 @@ from tests.support.runs import Folder
 
 MakeConfig = Callable[..., StudyConfig]
 
-FINGERPRINT = {"study.seed": 0, "train.weights (sha256)": "w" * 64}
 SPACE = Space.model_validate(
     {
         "variant": ["cnn", "mobilenet_v2_frozen"],
@@ -88,6 +88,10 @@ def written(slots: Slots, folder: Path) -> str:
     return out.read_text(encoding="utf-8")
 
 
+def created(config: StudyConfig) -> Slots:
+    return create_or_join(config, settings_of(config) | {"train.weights (sha256)": "w" * 64})
+
+
 def finish(slots: Slots, *losses: float, prune: str | None = None) -> None:
     slot = slots.claim("host:1")
     assert slot is not None
@@ -102,7 +106,7 @@ def finish(slots: Slots, *losses: float, prune: str | None = None) -> None:
 
 class TestStages:
     def test_nothing_ran_yet(self, make_config: MakeConfig, tmp_path: Path) -> None:
-        page = written(create_or_join(make_config("study.n_trials=4"), FINGERPRINT), tmp_path)
+        page = written(created(make_config("study.n_trials=4")), tmp_path)
         text = without_plotly(page)
         assert "No trial is complete yet" in text
         assert "No slot has a validation loss yet" in text
@@ -113,7 +117,7 @@ class TestStages:
     def test_unfinished_with_pruned_failed_and_running_slots(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        slots = create_or_join(make_config("study.n_trials=7"), FINGERPRINT)
+        slots = created(make_config("study.n_trials=7"))
         finish(slots, 0.9, 0.7)
         finish(slots, 0.8, 0.85, prune="behind <its> peers")
         failing = slots.claim("host:1")
@@ -150,7 +154,7 @@ class TestStages:
     def test_an_evaluation_of_an_earlier_best(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
+        slots = created(make_config("study.n_trials=4"))
         for loss in (0.9, 0.8, 0.7, 0.6):
             finish(slots, loss)
         slots.set_attribute("evaluation", evaluation(slot=2))
@@ -164,7 +168,7 @@ class TestStages:
     def test_an_evaluation_whose_curves_mlflow_does_not_have(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
+        slots = created(make_config("study.n_trials=4"))
         for loss in (0.9, 0.8, 0.7, 0.6):
             finish(slots, loss)
         found = evaluated(slots)
@@ -183,7 +187,7 @@ class TestStages:
     ) -> None:
         metric = Summed("Matthews' correlation", "MCC", compute=mcc)
         monkeypatch.setitem(METRICS, "mcc", metric)
-        slots = create_or_join(make_config("study.n_trials=4"), FINGERPRINT)
+        slots = created(make_config("study.n_trials=4"))
         found = evaluated(slots)
         figures = [figure for m in found.models if (figure := m.figures["mcc"]) is not None]
         assert len(figures) == len(found.models)
@@ -203,7 +207,7 @@ class TestStages:
     @pytest.mark.slow
     def test_mlflow_out_of_reach(self, make_config: MakeConfig, tmp_path: Path) -> None:
         config = make_config("study.n_trials=3", "tracking.uri=http://127.0.0.1:9")
-        slots = create_or_join(config, FINGERPRINT)
+        slots = created(config)
         slot = slots.claim("host:1")
         assert slot is not None
         suggest(slot.trial, config.space)
@@ -215,10 +219,19 @@ class TestStages:
         assert "tracking.uri" in without_plotly(page)
         assert set(figures_of(page)) >= {"history", "curves-loss"}
 
+    def test_another_space_is_refused_before_anything_is_drawn(
+        self, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
+        finish(created(make_config()), 0.9)
+        other = join(make_config("augment={}", "space.augment_p={low: 0.0, high: 1.0}"))
+        with pytest.raises(StudyMismatch, match=r"space\.augment_p\.\S+ was None, is"):
+            write_report(other, tmp_path / "report.html")  # no data are prepared here
+        assert not (tmp_path / "report.html").exists()
+
     def test_out_in_a_folder_that_can_not_be(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        slots = create_or_join(make_config("study.n_trials=3"), FINGERPRINT)
+        slots = created(make_config("study.n_trials=3"))
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="--out"):
             write_report(slots, tmp_path / "file" / "report.html")
@@ -264,7 +277,7 @@ class TestPage:
     def test_needs_no_network_and_shows_no_storage(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        page = written(create_or_join(make_config("study.n_trials=3"), FINGERPRINT), tmp_path)
+        page = written(created(make_config("study.n_trials=3")), tmp_path)
         assert len(page) < 10_000_000
         assert str(tmp_path / "study.db") not in page
         text = without_plotly(page)
