@@ -3,20 +3,17 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 from PIL.JpegImagePlugin import JpegImageFile
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import SplineTransformer, StandardScaler
 
 from deepfake.data import PHOTO_FORMATS
-from deepfake.metrics import intervals
+
+if TYPE_CHECKING:  # a process that only reads photos needs none of it: see probe
+    from sklearn.pipeline import Pipeline
 
 _TABLE = 64  # entries of a JPEG quantisation table
 
@@ -146,6 +143,11 @@ class Described:
 
 def probe(name: str, train: Described, val: Described) -> Verdict:
     """The same descriptions give the same verdict."""
+    import torch
+    from sklearn.metrics import roc_auc_score
+
+    from deepfake.metrics import intervals
+
     model = _model(name)
     model.fit(train.numbers, train.labels)
     scores = model.decision_function(val.numbers)
@@ -159,12 +161,17 @@ def probe(name: str, train: Described, val: Described) -> Verdict:
     )
 
 
-def _model(name: str) -> Pipeline:
+def _model(name: str) -> "Pipeline":
     """A logistic regression, on splines: it sees fakes of middle size among other real faces.
 
     The tables of `encoding` bend by themselves. Boosted trees told no more of 20,000 faces, and
     less of 1,300.
     """
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import SplineTransformer, StandardScaler
+
     splines = [] if name == ENCODING else [SplineTransformer(n_knots=4, knots="quantile")]
     return make_pipeline(
         SimpleImputer(keep_empty_features=True),
