@@ -1,6 +1,6 @@
 """A variant's network: (N, 3, side, side) normalised images -> (N, 2) logits, real and fake."""
 
-import pkgutil
+import importlib
 from typing import Any, Protocol, cast
 
 import torch
@@ -33,7 +33,8 @@ class Network(Protocol):
 
 
 def network_of(variant: VariantName) -> Network:
-    return cast(Network, pkgutil.resolve_name(VARIANTS[variant].network))
+    """Its module, imported."""
+    return cast(Network, importlib.import_module(VARIANTS[variant].network))
 
 
 def build_model(config: TrainConfig, weights: Weights) -> nn.Module:

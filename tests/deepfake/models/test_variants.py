@@ -5,6 +5,7 @@ import io
 import math
 import re
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import Adam
 from torchvision.models import mobilenet_v2
 
+from deepfake import variants
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.errors import ConfigError
 from deepfake.models.build import build_model
@@ -346,6 +348,19 @@ def test_the_cnn_takes_no_pretrained_weights(pretrained):
 
 def test_none_are_no_weights():
     assert load_weights("none", "mobilenet_v2_frozen") == (None, "none")
+
+
+def test_a_flaw_in_a_networks_module_is_what_is_said(tmp_path, monkeypatch):
+    # not that there is no such module, nor that its package has no such name
+    package = tmp_path / "networks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "flawed.py").write_text("import a_package_that_is_not_installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    flawed = replace(variants.VARIANTS["cnn"], network="networks.flawed")
+    monkeypatch.setitem(variants.VARIANTS, "cnn", flawed)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_installed"):
+        draw("cnn")
 
 
 def test_the_hash_is_of_the_values_not_of_the_file(pretrained, weights_file, tmp_path):
