@@ -49,9 +49,10 @@ def load_weights(weights: str, variant: VariantName) -> Pretrained:
     """The state dict that `train.weights` names for a variant, and a hash that identifies it.
 
     Raises ConfigError if the file is absent, is no state dict or has other layers, or if
-    ImageNet's weights can't be downloaded. ("none": None and "none".)
+    ImageNet's weights can't be downloaded. ("none", or a variant that begins from no weights:
+    None and "none".)
     """
-    if weights == ABSENT:
+    if weights == ABSENT or not VARIANTS[variant].pretrained:
         return DRAWN
     name = VARIANTS[variant].network.rpartition(".")[2]
     wanted = f"give a torchvision {name} state dict that torch.save wrote, imagenet or none"

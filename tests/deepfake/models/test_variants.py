@@ -350,6 +350,11 @@ def test_none_are_no_weights():
     assert load_weights("none", "mobilenet_v2_frozen") == (None, "none")
 
 
+def test_a_variant_that_is_not_pretrained_begins_from_none(weights_file):
+    for weights in ("imagenet", str(weights_file), "nowhere.pth"):
+        assert load_weights(weights, "cnn") == (None, "none")
+
+
 def test_a_flaw_in_a_networks_module_is_what_is_said(tmp_path, monkeypatch):
     # not that there is no such module, nor that its package has no such name
     package = tmp_path / "networks"
