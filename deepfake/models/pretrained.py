@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepfake.config import VariantName
-from deepfake.errors import ConfigError
+from deepfake.errors import ConfigError, first_sentence
 from deepfake.models.build import network_of
 from deepfake.variants import VARIANTS
 
@@ -112,5 +112,4 @@ def _read_state_dict(path: Path, wanted: str) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    # the first sentence: behind it torch tells how to run the file's code
-    return f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
+    return f"{type(error).__name__}: {first_sentence(error)}"
