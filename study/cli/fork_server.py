@@ -1,8 +1,8 @@
 """The process that local workers are forked from: their imports, once for all of them.
 
 study/launchers starts it by its name, with its end of a socket pair as standard input. A request
-is one packet, arguments and environment as JSON with the file for the worker's output; the reply
-is the worker's process id. It ends when the other end of the socket is closed.
+is one packet, arguments and what its environment has else as JSON, with the file for the worker's
+output; the reply is the worker's process id. It ends when the other end of the socket is closed.
 
 Nothing may run here but imports: a fork has no thread of Python's or OpenMP's that was there
 before, and can't use CUDA once it was started.
@@ -18,21 +18,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-REQUEST_BYTES = 1 << 20
+_REQUEST_BYTES = 1 << 20  # more than a packet can hold: none is cut
 
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:
     """Fork a worker for each request. Returns in a worker, with its request; at the end: None."""
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, 1)
+        packet, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 1)
         if not packet:
             return None
+        (output,) = descriptors
         if between := os.fork():
             if os.waitpid(between, 0)[1]:  # none was started, and nobody may wait for it
                 return None
-            os.close(descriptors[0])
+            os.close(output)
         elif is_worker(requests):
-            become(descriptors[0])
+            become(output)
             return dict(json.loads(packet))
 
 
@@ -75,7 +76,6 @@ def main() -> None:
         request = serve(requests)
     if request is None:
         return
-    os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = ["deepfake-study", *request["arguments"]]
     command()

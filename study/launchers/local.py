@@ -27,7 +27,7 @@ from study.launchers.base import (
     is_death,
     new_log,
 )
-from study.launchers.forked import Forked, ForkServer, fork_server
+from study.launchers.forked import ForkedWorker, ForkServer, fork_server
 from study.worker import check_precision, worker_name
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def assign_gpus(
 class Worker:
     """A local worker process and what it was started with."""
 
-    process: subprocess.Popen[bytes] | Forked
+    process: subprocess.Popen[bytes] | ForkedWorker
     gpu: str | None
     log_path: Path
 
@@ -154,7 +154,7 @@ class LocalWorkers:
         env, device = self._env, "cpu"
         if gpu is not None:  # the only one the worker sees
             env, device = {**env, "CUDA_VISIBLE_DEVICES": gpu}, "cuda:0"
-        process: subprocess.Popen[bytes] | Forked
+        process: subprocess.Popen[bytes] | ForkedWorker
         with path.open("ab") as file:
             if self._server is not None:
                 process = self._server.start("--device", device, env=env, output=file)

@@ -1,5 +1,6 @@
 """Workers forked from a server: this process's own children, whatever becomes of the server."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from study.launchers import forked
 from study.launchers.base import WorkerCommand
-from study.launchers.forked import Forked, ForkServer
+from study.launchers.forked import ForkedWorker, ForkServer, fork_server
 from tests.support.exact import wait_for
 from tests.support.runs import ENV, REPOSITORY, Folder
 
@@ -40,11 +41,11 @@ class Started:
         self.log = folder / "worker.log"
         self.env = env
 
-    def worker(self, **env: str) -> Forked:
+    def worker(self, **env: str) -> ForkedWorker:
         with self.log.open("ab") as file:
             return self.server.start(env={**self.env, **env}, output=file)
 
-    def running(self) -> Forked:
+    def running(self) -> ForkedWorker:
         """A worker that has begun."""
         worker = self.worker()
         wait_for(lambda: worker.pid or told(worker), 60)
@@ -52,7 +53,7 @@ class Started:
         return worker
 
 
-def told(worker: Forked) -> None:
+def told(worker: ForkedWorker) -> None:
     """Have it ask the server whether it is started."""
     with suppress(subprocess.TimeoutExpired):
         worker.wait(0.01)
@@ -116,11 +117,82 @@ def test_a_server_that_dies_amid_its_imports_costs_no_worker(
     started.server.close()
 
 
+def mute_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never answers."""
+    (folder / "mute.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(forked, "_SERVER", "mute")
+
+
+def test_a_server_that_hangs_is_given_up_and_costs_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mute_server(tmp_path, monkeypatch)
+    monkeypatch.setattr(forked, "START_S", 0.5)
+    started = Started("raise SystemExit(3)", tmp_path)
+    workers = [started.worker(), started.worker()]
+    assert [worker.wait(60) for worker in workers] == [3, 3]
+    assert started.log.read_text() == "fresh\nfresh\n"
+    said = (
+        "the process that workers are forked from did not answer within 0.5 s: each imports anew"
+    )
+    assert caplog.messages == [said]
+    started.server.close()
+
+
+def test_what_a_server_said_before_it_was_killed_is_heard(
+    waiting: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = waiting.worker()
+    wait_for(lambda: "here" in waiting.log.read_text(), 60)  # its reply waits to be read
+    server = waiting.server._process
+    server.send_signal(signal.SIGSTOP)
+    second = waiting.worker()  # and this request is never read
+    server.kill()
+    server.wait()
+    for worker in (first, second):
+        wait_for(lambda worker=worker: worker.pid or told(worker), 60)  # type: ignore[misc]
+    wait_for(lambda: waiting.log.read_text().count("here") == 2, 60)
+    assert waiting.log.read_text().split() == ["here", "fresh", "here"]
+    assert caplog.messages == ["the process that workers are forked from ended: each imports anew"]
+    for worker in (first, second):
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == -signal.SIGTERM
+
+
+def test_a_worker_that_somebody_else_waited_for_has_ended(waiting: Started) -> None:
+    worker = waiting.running()
+    worker.send_signal(signal.SIGTERM)
+    os.waitpid(worker.pid, 0)
+    assert worker.wait(60) == 0
+    assert worker.wait(60) == 0
+
+
+def test_without_pidfds_there_is_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = Scripted((WAITING,), str(tmp_path), 25.0)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "pidfd_open")
+        assert fork_server(command, ENV) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "no-python"))
+        assert fork_server(command, ENV) is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    assert not is_subreaper()
+
+
+def is_subreaper() -> bool:
+    """Whether this process is given its children's orphans."""
+    get_subreaper, answer = 37, ctypes.c_int()
+    assert ctypes.CDLL(None).prctl(get_subreaper, ctypes.byref(answer), 0, 0, 0) == 0
+    return bool(answer.value)
+
+
 def test_a_signal_that_comes_before_the_server_is_ready_starts_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mute.py").write_text("import time; time.sleep(600)")
-    monkeypatch.setattr(forked, "_SERVER", "mute")  # it never answers
+    mute_server(tmp_path, monkeypatch)
     started = Started(WAITING, tmp_path)
     worker = started.worker()
     with pytest.raises(subprocess.TimeoutExpired):
