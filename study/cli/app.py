@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from study.cli import data, maintenance, results, search
 from study.cli.options import MENDABLE
@@ -24,7 +26,21 @@ os.environ.setdefault(
 )  # the UI in 2 processes, not 9
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+
+class Commands(TyperGroup):
+    """The commands; one that Ctrl-C ends says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if ctx.invoked_subcommand not in ("status", "ui"):  # these are ended so
+                sys.stderr.write("stopped; nothing is lost: the same command continues\n")
+            raise typer.Exit(128 + signal.SIGINT) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,10 +86,6 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = app(standalone_mode=False)  # else typer draws a box around what it can't take
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-        if sys.argv[1:2] not in (["status"], ["ui"]):  # these are ended so
-            sys.stderr.write("stopped; nothing is lost, the same command goes on\n")
     except Exception as error:
         line = _mendable(error)
         if line is None:

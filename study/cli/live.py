@@ -17,7 +17,7 @@ from rich.text import Text
 
 from study.slots import SlotRecord, best_of
 
-LEAST = 2  # finished slots that a forecast needs
+MIN_FOR_ETA = 2  # finished slots
 
 
 def seconds_left(records: Sequence[SlotRecord], max_epochs: int) -> float | None:
@@ -34,7 +34,7 @@ def seconds_left(records: Sequence[SlotRecord], max_epochs: int) -> float | None
             ended[record.params.variant].append(record.seconds)
     all_ended = [seconds for of_variant in ended.values() for seconds in of_variant]
     workers = sum(record.state == "running" for record in records)
-    if len(all_ended) < LEAST or not workers:
+    if len(all_ended) < MIN_FOR_ETA or not workers:
         return None
     left = []
     for record in records:
@@ -190,10 +190,7 @@ def trial_line(record: SlotRecord, max_epochs: int) -> Text:
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Any]:
-    """A callable (stage, done, total) that shows a bar a stage, with the time that is left.
-
-    After Ctrl-C it is said how to continue.
-    """
+    """A callable (stage, done, total) that shows a bar a stage, with the time that is left."""
     columns = (
         TextColumn("{task.description:12}"),
         BarColumn(),
@@ -208,9 +205,5 @@ def progress_bars(console: Console) -> Iterator[Any]:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        try:
-            with _log_above():
-                yield advance
-        except KeyboardInterrupt:
-            bars.console.print("stopped; the same command continues")
-            raise
+        with _log_above():
+            yield advance

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import signal
 import time
@@ -10,7 +11,7 @@ import torch
 from rich.console import Console
 
 from deepfake.config import Hyperparameters, VariantName
-from study.cli.live import live_table, progress_bars, seconds_left
+from study.cli.live import live_table, seconds_left
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
 from study.slots.records import LastEpoch, SlotRecord, Stage, State
@@ -138,17 +139,18 @@ def test_more_rows_than_the_terminal_has_lines_are_counted() -> None:
     assert lines[-2:] == ["and 94 more", "0/100 slots finished, ETA -; best -; 0 pruned, 0 failed"]
 
 
-def stopped_bar(console: Console) -> None:
-    with progress_bars(console) as advance:
-        advance("crops", 1, 2)
-        raise KeyboardInterrupt
-
-
-def test_who_stops_a_bar_is_told_how_to_continue() -> None:
-    console = Console(record=True, width=80, file=io.StringIO())
-    with pytest.raises(KeyboardInterrupt):
-        stopped_bar(console)
-    assert "stopped; the same command continues" in console.export_text()
+def test_who_stops_a_bar_is_told_once_how_to_continue(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 12)
+    annotations = tmp_path / "photos/Train_poly.json"
+    annotations.unlink()
+    os.mkfifo(annotations)
+    prepare = folder.start("prepare")
+    with annotations.open("wb"):  # until it reads them
+        prepare.send_signal(signal.SIGINT)
+        _, errors = prepare.communicate(timeout=60)
+    assert prepare.returncode == 128 + signal.SIGINT, errors
+    assert errors.count("stopped") == 1
+    assert "stopped; nothing is lost: the same command continues" in errors
 
 
 def slots_of(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Slots:
