@@ -56,6 +56,8 @@ def evaluate(
     """Prove the best trials and the baselines from logged weights, then open test for them."""
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
         raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
+    if seeds is None and (workers, workers_per_gpu) != (None, None):
+        raise typer.BadParameter("--workers and --workers-per-gpu train again: add --seeds N")
     loaded = load(config, set_, "evaluating")
     from deepfake.reproducibility import pick_device
     from study.cli.live import progress_bars

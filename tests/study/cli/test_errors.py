@@ -245,6 +245,9 @@ OPTIONS = {
     "seeds of one slot": Mistake(
         "evaluate --trial 3 --seeds 5", ("--trial proves one slot as it is; leave out --seeds",)
     ),
+    "workers of no seeds": Mistake(
+        "evaluate --workers 2", ("--workers and --workers-per-gpu train again: add --seeds N",)
+    ),
     "a baseline for no leak": Mistake(
         "audit --baseline cnn", ("--baseline, --workers and --device go with --leak",)
     ),
