@@ -2,14 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepfake.config import FAKE
 from deepfake.metrics.figures import measure, resample
 from deepfake.metrics.weighting import Floats, weighted
+
+if TYPE_CHECKING:  # as in classification.py
+    from torch import Tensor
 
 BOOTSTRAP_RESAMPLES = 2000
 
@@ -56,8 +59,8 @@ def percentiles(resampled: Floats, figure: float) -> Interval:
 
 
 def intervals(
-    logits: Tensor,
-    labels: Tensor,
+    logits: "Tensor",
+    labels: "Tensor",
     photos: NDArray[np.int64],
     names: Collection[str],
     draws: NDArray[np.uint16] | None = None,

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
-from sklearn.metrics import roc_curve
-from torch import Tensor
 
 from deepfake.metrics.classification import cross_entropy, fake_probability, fake_score, predict
+
+if TYPE_CHECKING:  # as in classification.py
+    from torch import Tensor
 
 ECE_BINS = 15
 HOTTEST = 100.0  # the temperature is sought between 1 / HOTTEST and HOTTEST
@@ -25,16 +24,18 @@ class Chosen:
     threshold: float  # of the unscaled P(FAKE): a face that reaches it is called fake
 
 
-def choose(logits: Tensor, labels: Tensor) -> Chosen:
+def choose(logits: "Tensor", labels: "Tensor") -> Chosen:
     """logits: (N, 2), labels: (N,) of validation, both labels among them."""
     return Chosen(fit_temperature(logits, labels), choose_threshold(logits, labels))
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: "Tensor", labels: "Tensor") -> float:
     """The T at which cross_entropy(logits / T) is lowest (Guo et al., 2017).
 
     1 where no face is on the wrong side: the cross-entropy then falls with T without end.
     """
+    from scipy.optimize import minimize_scalar
+
     if bool((predict(logits) == labels).all()):
         return 1.0
     found = minimize_scalar(  # convex in 1 / T: one minimum
@@ -46,11 +47,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(found.x)
 
 
-def choose_threshold(logits: Tensor, labels: Tensor) -> float:
+def choose_threshold(logits: "Tensor", labels: "Tensor") -> float:
     """The threshold of P(FAKE) with the highest balanced accuracy.
 
     Half-way between the two faces it parts; of several the nearest to 0.5.
     """
+    from sklearn.metrics import roc_curve
+
     false_alarms, found, scores = roc_curve(
         labels, fake_probability(logits), drop_intermediate=False
     )
@@ -64,9 +67,11 @@ def choose_threshold(logits: Tensor, labels: Tensor) -> float:
 
 
 def reliability(
-    logits: Tensor, labels: Tensor, temperature: float = 1.0, bins: int = ECE_BINS
+    logits: "Tensor", labels: "Tensor", temperature: float = 1.0, bins: int = ECE_BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(bins,) the mean P(FAKE) and (bins,) the share of fakes of the ECE's bins."""
+    from scipy.special import expit
+
     scores, group = np.unique(fake_score(logits).numpy(), return_inverse=True)
     mass = np.bincount(group)
     upto = np.cumsum(mass)

@@ -5,15 +5,17 @@ One compute serves the figure itself, where each face counts once, and every res
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepfake.config import FAKE
 from deepfake.metrics.calibration import Chosen
 from deepfake.metrics.weighting import Floats, Order, Ranking, Scored, Sums
+
+if TYPE_CHECKING:  # as in classification.py
+    from torch import Tensor
 
 MIN_REALS = 500  # 1 % of them is five faces
 
@@ -183,8 +185,8 @@ METRICS: dict[str, Summed | Ranked] = {
 
 
 def measure(
-    logits: Tensor,
-    labels: Tensor,
+    logits: "Tensor",
+    labels: "Tensor",
     names: Iterable[str] | None = None,
     chosen: Chosen | None = None,
 ) -> dict[str, float]:
@@ -198,14 +200,14 @@ def measure(
     return {name: float(value) for name, (value,) in found.items()}
 
 
-def logged_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def logged_figures(logits: "Tensor", labels: "Tensor") -> dict[str, float]:
     """Those that MLflow gets of every training."""
     return measure(logits, labels, [name for name, m in METRICS.items() if "mlflow" in m.places])
 
 
 def resample(
-    logits: Tensor,
-    labels: Tensor,
+    logits: "Tensor",
+    labels: "Tensor",
     photos: NDArray[np.int64],
     draws: NDArray[np.uint16],
     names: Iterable[str] | None = None,

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
-from torch import Tensor
-from torch.nn import functional
 
 from deepfake.config import FAKE
 from deepfake.metrics.calibration import Chosen, binned_error
 from deepfake.metrics.classification import fake_probability, fake_score, predict
+
+if TYPE_CHECKING:  # as in classification.py
+    from torch import Tensor
 
 _CHUNK = 250  # draws at once: as float64 they stay small
 _ONE = 2**40  # 1 in fixed point: running sums of integers take a seventh of the time of floats
@@ -25,7 +25,7 @@ class Scored:
     """What one training says of each face of a split; every method gives (N,)."""
 
     def __init__(
-        self, logits: Tensor, labels: Tensor, photos: NDArray[np.int64], chosen: Chosen | None
+        self, logits: "Tensor", labels: "Tensor", photos: NDArray[np.int64], chosen: Chosen | None
     ) -> None:
         """logits: (N, 2). photos: of each face, numbered from 0."""
         self.logits, self.labels, self.photos = logits, labels, photos
@@ -59,6 +59,8 @@ class Scored:
         return np.asarray((fake_probability(self.logits) - self.labels) ** 2)
 
     def _losses(self, temperature: float) -> NDArray[Any]:
+        from torch.nn import functional
+
         logits = self.logits.double() / temperature
         return np.asarray(functional.cross_entropy(logits, self.labels, reduction="none"))
 
@@ -163,6 +165,8 @@ class Order:
 
     def _excess(self, temperature: float) -> _Ints:
         """P(FAKE) - label, in fixed point."""
+        from scipy.special import expit
+
         of_face = np.rint((expit(self.scores / temperature) - self.fake) * _ONE)
         return np.asarray(of_face.astype(np.int64))
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from deepfake.baselines import FIGURES
 from deepfake.files import size_text
+from deepfake.metrics import METRICS
 from study.cli.live import COLOURS, duration, trial_line
 from study.slots import STATES, SlotRecord, best_of
 
@@ -202,8 +203,6 @@ def evaluation_table(evaluation: "Evaluation", registered: Mapping[str, str]) ->
 
 def comparison_table(comparison: "Compared") -> Group:
     """Ours beside the report's, two decimals as the report prints them."""
-    from deepfake.metrics import METRICS  # with torch and sklearn: not for every table
-
     title = "test split; 0 real, 1 fake"
     headings = (METRICS[figure].heading for figure in FIGURES)
     table = _table("model", "source", *headings, "AUC (95 %)", left=2, title=title)
@@ -245,8 +244,6 @@ def _test_set(found: "Analysis") -> Group:
 
 def _figures_table(found: "Analysis", figures: Sequence[str]) -> Table:
     """A row a model. figures: of METRICS."""
-    from deepfake.metrics import METRICS  # with torch and sklearn: not for every table
-
     counts = f"{found.real} real and {found.fake} fake faces of {found.photos} photos"
     headings = (METRICS[name].heading for name in figures)
     table = _table("model", "seeds", *headings, title=f"split {found.split}: {counts}")
@@ -260,8 +257,6 @@ def _figures_table(found: "Analysis", figures: Sequence[str]) -> Table:
 
 def analysis_table(found: "Analysis") -> Group:
     """Figures with intervals, the verdicts, and what became of the report's figures."""
-    from deepfake.metrics import METRICS  # with torch and sklearn: not for every table
-
     shown = [name for name, metric in METRICS.items() if "table" in metric.places]
     table = _figures_table(found, shown)
     columns = ("model", "figure", "printed", "ours", "95 %, seeds and photos", "")
