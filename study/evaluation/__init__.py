@@ -2,6 +2,7 @@
 
 evaluator       proves logged figures, opens test for a frozen list of finalists
 finalists       who they are, and their trainings with fresh seeds
+results         what an evaluation found, as the study's database holds it
 predictions     one table of what each finalist says of each face
 analysis        every figure and interval from that table alone
 verdict         better, worse, not distinguishable: the test, and its sentence

@@ -1,22 +1,7 @@
-from .analysis import (
-    Analysis as Analysis,
-    Cell as Cell,
-    Figure as Figure,
-    ModelFigures as ModelFigures,
-    analyse as analyse,
-)
+from .analysis import analyse as analyse
 from .artifacts import logged_exhibits as logged_exhibits
-from .error_analysis import (
-    SliceRates as SliceRates,
-    jpeg_base64 as jpeg_base64,
-    picture_of as picture_of,
-)
-from .evaluator import (
-    Evaluated as Evaluated,
-    Evaluation as Evaluation,
-    Evaluator as Evaluator,
-    evaluation_of as evaluation_of,
-)
+from .error_analysis import jpeg_base64 as jpeg_base64, picture_of as picture_of
+from .evaluator import Evaluator as Evaluator
 from .export import keep as keep, keep_best as keep_best
 from .finalists import (
     begin_final as begin_final,
@@ -30,10 +15,17 @@ from .leak import (
     price as price,
 )
 from .predictions import SplitPredictions as SplitPredictions, read_predictions as read_predictions
-from .robustness import kinds as kinds, level_name as level_name, steps as steps
-from .verdict import (
-    MIN_SEEDS as MIN_SEEDS,
+from .results import (
+    Analysis as Analysis,
+    Cell as Cell,
     Comparison as Comparison,
+    Evaluated as Evaluated,
+    Evaluation as Evaluation,
+    Figure as Figure,
+    ModelFigures as ModelFigures,
+    SliceRates as SliceRates,
     Welch as Welch,
-    headline as headline,
+    evaluation_of as evaluation_of,
 )
+from .robustness import kinds as kinds, level_name as level_name, steps as steps
+from .verdict import MIN_SEEDS as MIN_SEEDS, headline as headline

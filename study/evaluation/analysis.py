@@ -23,13 +23,20 @@ from deepfake.metrics import (
     resample,
 )
 from deepfake.parallel import available_cores
-from study.evaluation.error_analysis import SliceRates, slices
+from study.evaluation.error_analysis import slices
 from study.evaluation.predictions import Finalist, SplitPredictions, finalists_of, of_split
-from study.evaluation.verdict import (
+from study.evaluation.results import (
+    Analysis,
+    Cell,
     Comparison,
-    Estimate,
-    Reproduction,
+    Figure,
+    ModelFigures,
+    Prior,
+    Published,
     Sides,
+)
+from study.evaluation.verdict import (
+    Estimate,
     best_candidate,
     difference,
     face_losses,
@@ -39,7 +46,6 @@ from study.evaluation.verdict import (
     rule,
     sentence,
 )
-from study.slots import Role
 
 THRESHOLD_RULE = "the highest balanced accuracy on validation; of several the nearest to 0.5"
 
@@ -51,81 +57,6 @@ class Measured:
     finalist: Finalist
     chosen: list[Chosen]
     estimates: dict[str, Estimate | None]  # by name in METRICS; None where there is none
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of one model: the mean over its seeds."""
-
-    value: float
-    low: float  # 95 %, bootstrap over photos, for the seeds as they are
-    high: float
-    sd_of_seeds: float | None  # None of one seed
-    by_seed: list[float]
-
-
-@dataclass(frozen=True)
-class ModelFigures:
-    """What one model is worth on the split."""
-
-    model: str
-    role: Role
-    slot: int
-    seeds: list[int]
-    val_nll: float
-    temperature: list[float]  # each seed's choice on validation, as its threshold
-    threshold: list[float]
-    figures: dict[str, Figure | None]  # by name in METRICS; None where there is none
-
-
-@dataclass(frozen=True)
-class Prior:
-    """How far the shares of fakes lie apart, and what that moves."""
-
-    val_fake_share: float
-    test_fake_share: float
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure that the report printed, beside ours with its interval over seeds and photos."""
-
-    model: str
-    figure: str
-    printed: float
-    ours: float
-    low: float | None
-    high: float | None
-    verdict: Reproduction
-
-
-@dataclass(frozen=True)
-class Published:
-    """What became of the report's figures."""
-
-    source: str
-    dataset: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything that a table of predictions says of one split."""
-
-    split: str
-    photos: int
-    faces: int
-    real: int
-    fake: int
-    prior: Prior
-    resamples: int
-    best: str | None  # the best candidate, by its NLL on validation
-    models: list[ModelFigures]
-    threshold_rule: str
-    slices: list[SliceRates]
-    comparisons: list[Comparison]
-    published: Published
 
 
 def analyse(

@@ -25,6 +25,7 @@ from deepfake.metrics import (
     reliability,
 )
 from study.evaluation.predictions import Finalist, SplitPredictions
+from study.evaluation.results import ErrorRate, SliceRates
 
 SIZES = (0, 32, 64, 128)  # px of the box's shorter side, each up to the next
 CROWDS = (1, 2, 4, 8)  # faces of a photo, likewise
@@ -37,26 +38,6 @@ class Slice:
     by: str
     name: str
     faces: NDArray[np.bool_]  # (N,) which
-
-
-@dataclass(frozen=True)
-class ErrorRate:
-    """The share of faces taken for the other label, from P(FAKE) = 0.5: a mean over seeds."""
-
-    value: float
-    low: float  # 95 %, bootstrap over photos, for the seeds as they are
-    high: float
-
-
-@dataclass(frozen=True)
-class SliceRates:
-    """The error rates of all models on one slice."""
-
-    by: str
-    slice: str
-    faces: int
-    photos: int
-    error_rate: dict[str, ErrorRate]  # by model
 
 
 def slices(

@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
-from deepfake.config import SPLITS, Split, TrainConfig, VariantName
+from deepfake.config import SPLITS, Split, TrainConfig
 from deepfake.data import PHOTO, Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
@@ -36,7 +35,7 @@ from deepfake.training import EVAL_BATCHES, evaluate
 from deepfake.transforms import SUITE
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
-from study.evaluation.analysis import Analysis, analyse
+from study.evaluation.analysis import analyse
 from study.evaluation.artifacts import corruptions_figure, exhibits
 from study.evaluation.finalists import Contender, diagnostics_of, of_search
 from study.evaluation.predictions import (
@@ -44,7 +43,8 @@ from study.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from study.evaluation.robustness import Row, falls_of, first_seeds, write_corruptions
+from study.evaluation.results import Evaluated, Evaluation, Proof, Row, SplitFigures, evaluation_of
+from study.evaluation.robustness import falls_of, first_seeds, write_corruptions
 from study.slots import SlotRecord, Slots, Training
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
 from study.worker import Inputs, hardware, set_up, study_fingerprint
@@ -78,16 +78,6 @@ class ProofFailed(UserError):
     """An objective recomputed from logged weights is not the logged one."""
 
 
-@dataclass(frozen=True)
-class Proof:
-    """A logged objective, and the same computed again from the logged weights."""
-
-    logged: float
-    recomputed: float
-    same_hardware: bool  # then the two are equal, bit for bit
-    objective: str  # which loss: that of the study
-
-
 def prove(
     record: SlotRecord, recomputed: float, train: TrainConfig, *, same_hardware: bool
 ) -> Proof:
@@ -104,52 +94,6 @@ def prove(
             f"of run {record.run_id} or the crops have changed"
         )
     return proof
-
-
-@dataclass(frozen=True)
-class SplitFigures:
-    """One model measured on one split."""
-
-    faces: int
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]  # 95 %, bootstrap over photos
-    confusion: list[list[int]]  # rows: true real, true fake; columns: predicted
-
-
-@dataclass(frozen=True)
-class Evaluated(Training):
-    """One training, re-evaluated."""
-
-    variant: VariantName
-    weights_sha256: str
-    proof: Proof
-    val: SplitFigures
-    test: SplitFigures | None  # None unless these weights are in an opened list
-    test_sets: dict[str, SplitFigures] = field(default_factory=dict)  # the further ones, by name
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What evaluate found, and under which opening of the test split."""
-
-    finalists: list[Evaluated]  # candidates and baselines
-    diagnostics: list[Evaluated]  # the search's incumbents
-    opening: dict[str, Any] | None
-    openings: int  # different lists the test split was opened for, so far
-    left_out: list[str] = field(default_factory=list)  # trainings without weights, and why
-    analysis: Analysis | None = None  # of the predictions; None: of one slot alone
-    test_sets: dict[str, Analysis] = field(default_factory=dict)  # of further ones, by name
-    predictions_sha256: str | None = None
-    corruptions: list[Row] | None = None  # of robustness.py; None: not measured
-
-
-_EVALUATION = TypeAdapter(Evaluation)
-
-
-def evaluation_of(slots: Slots) -> Evaluation | None:
-    """What evaluate left of a study in its database; None before that."""
-    found = slots.attribute("evaluation")
-    return None if found is None else _EVALUATION.validate_python(found)
 
 
 log = logging.getLogger(__name__)

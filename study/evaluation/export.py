@@ -41,7 +41,8 @@ from deepfake.reproducibility import full_precision
 from deepfake.training import evaluate
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
-from study.evaluation.evaluator import Evaluated, Evaluation, Evaluator, SplitFigures, Steps, quiet
+from study.evaluation.evaluator import Evaluator, Steps, quiet
+from study.evaluation.results import Evaluated, Evaluation, SplitFigures
 from study.slots import SlotRecord, Slots, best_of
 from study.templates import markdown
 from study.tracking import CHAMPION, REPORT_BASELINE, Spool, git_commit, register, stands_for

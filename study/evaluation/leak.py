@@ -15,7 +15,8 @@ from study.evaluation.analysis import measure_all
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_reruns
 from study.evaluation.predictions import finalists_of, of_split
-from study.evaluation.verdict import MIN_SEEDS, Estimate, Welch, difference
+from study.evaluation.results import Welch
+from study.evaluation.verdict import MIN_SEEDS, Estimate, difference
 from study.slots import Slots, Training
 from study.worker import begin
 

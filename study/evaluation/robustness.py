@@ -1,9 +1,8 @@
 """How far the finalists fall on test faces under corruptions: a row for each, as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from deepfake.data import PHOTO, Faces
 from deepfake.metrics import draw_photos, intervals, measure
 from deepfake.transforms import KINDS, SUITE, logits_under
 from study.evaluation.finalists import Contender
+from study.evaluation.results import Row
 from study.slots import Training
 
 CLEAN = "clean"
@@ -24,8 +24,6 @@ COLUMNS = (
     *("model", "role", "slot", "seed", "variant", "corruption", "level", "faces"),
     *(f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")),
 )
-
-Row = Mapping[str, Any]  # of COLUMNS; level is None where nothing was done
 
 
 def first_seeds(contenders: Sequence[Contender]) -> list[Contender]:

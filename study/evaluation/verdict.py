@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +10,13 @@ from scipy.stats import t as student_t
 from deepfake.config import FAKE
 from deepfake.metrics import mean_losses
 from study.evaluation.predictions import Finalist, SplitPredictions
+from study.evaluation.results import Comparison, Reproduction, Verdict, Welch
 
 MIN_SEEDS = 3  # fewer say too little of how far seeds lie apart
 LEVEL = 0.05
 ROUNDING = 0.005  # the report prints two decimals: p stands for p - 0.005 to p + 0.005
 
 Floats = NDArray[np.float64]
-Verdict = Literal["better", "worse", "not distinguishable", "too few seeds"]
-Reproduction = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,48 +32,12 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Welch:
-    """A value with its 95 % interval; None where there are too few seeds."""
-
-    value: float
-    low: float | None
-    high: float | None
-    df: float | None
-    p: float | None  # two-sided, of a true value of 0
-
-
-@dataclass(frozen=True)
 class Ruling:
     """The best candidate's NLL minus a baseline's, and what is to be said of it."""
 
     verdict: Verdict
     nll: Welch
     p_adjusted: float | None
-
-
-@dataclass(frozen=True)
-class Sides:
-    """One figure of both."""
-
-    candidate: float
-    baseline: float
-    difference: Welch
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The best candidate against one baseline."""
-
-    candidate: str
-    baseline: str
-    seeds: tuple[int, int]
-    verdict: Verdict
-    p_adjusted: float | None
-    nll: Sides
-    auc: Sides
-    error_rate: Sides
-    error_reduction: float | None  # None: the baseline makes no error
-    sentence: str = ""
 
 
 def best_candidate(val: SplitPredictions, finalists: Sequence[Finalist]) -> Finalist | None:

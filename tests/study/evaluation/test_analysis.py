@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from deepfake.baselines import load_baselines
 from deepfake.metrics.calibration import Chosen, choose_threshold
 from deepfake.metrics.figures import measure
-from study.evaluation.analysis import Analysis, analyse
+from study.evaluation.analysis import analyse
 from study.evaluation.predictions import (
     COLUMNS,
     LOGITS,
@@ -21,14 +21,8 @@ from study.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from study.evaluation.verdict import (
-    Comparison,
-    Sides,
-    Welch,
-    headline,
-    prior_sentence,
-    sentence,
-)
+from study.evaluation.results import Analysis, Comparison, Sides, Welch
+from study.evaluation.verdict import headline, prior_sentence, sentence
 from tests.support.nulls import draw_faces
 from tests.support.runs import REPOSITORY, Folder
 

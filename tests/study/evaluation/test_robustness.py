@@ -24,10 +24,10 @@ from deepfake.training.loop import evaluate
 from deepfake.transforms.corruptions import KINDS, SUITE, Corruption, Kind
 from study.evaluation.artifacts import corruptions_figure
 from study.evaluation.finalists import Contender
+from study.evaluation.results import Row
 from study.evaluation.robustness import (
     COLUMNS,
     FIGURES,
-    Row,
     falls_of,
     first_seeds,
     steps,

@@ -24,8 +24,9 @@ from study.cli.tables import analysis_table
 from study.config.fingerprint import StudyMismatch, settings_of
 from study.config.load import load_config
 from study.config.schema import Space, StudyConfig
-from study.evaluation.analysis import Analysis, analyse
+from study.evaluation.analysis import analyse
 from study.evaluation.error_analysis import PICTURES
+from study.evaluation.results import Analysis
 from study.report import search_plots as charts, write_report
 from study.report.reproduce import commands, reproducible
 from study.search.space import suggest

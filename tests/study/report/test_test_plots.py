@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 
 from deepfake.variants import VARIANTS
-from study.evaluation.analysis import Cell, Figure, ModelFigures
-from study.evaluation.verdict import Comparison, Sides, Welch
+from study.evaluation.results import (
+    Cell,
+    Comparison,
+    Figure,
+    ModelFigures,
+    Sides,
+    Welch,
+)
 from study.report.test_plots import (
     curve_figures,
     differences_figure,
