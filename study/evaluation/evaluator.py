@@ -43,7 +43,7 @@ from study.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from study.evaluation.results import Evaluated, Evaluation, Proof, Row, SplitFigures, evaluation_of
+from study.evaluation.results import Evaluated, Evaluation, Proof, Row, SplitFigures
 from study.evaluation.robustness import falls_of, first_seeds, write_corruptions
 from study.slots import SlotRecord, Slots, Training
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
@@ -355,8 +355,8 @@ class Evaluator:
 
         Where nothing was, they take the place of an earlier list's. Raises TrackingError.
         """
-        before = evaluation_of(self.slots)
-        if not self._falls and not (before and before.corruptions):
+        before = self.slots.attribute("evaluation")  # of another version, maybe
+        if not self._falls and not (before and before.get("corruptions")):
             return
         table, picture = folder / CORRUPTIONS, folder / "corruptions.png"
         write_corruptions(self._falls, table)

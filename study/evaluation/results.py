@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import VariantName
+from deepfake.errors import UserError, explain
 from study.slots import Role, Slots, Training
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few seeds"]
@@ -208,6 +209,16 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 
 def evaluation_of(slots: Slots) -> Evaluation | None:
-    """What evaluate left of a study in its database; None before that."""
+    """What evaluate left of a study in its database; None before that.
+
+    Raises UserError if another version of this program left it in another shape.
+    """
     stored = slots.attribute("evaluation")
-    return None if stored is None else _EVALUATION.validate_python(stored)
+    try:
+        return None if stored is None else _EVALUATION.validate_python(stored)
+    except ValidationError as error:
+        raise UserError(
+            f"study '{slots.config.name}': its evaluation was stored by another version of "
+            f"deepfake-study ({explain(error, ())}); evaluate it again with: deepfake-study "
+            "evaluate CONFIG"
+        ) from None
