@@ -106,12 +106,14 @@ def _mendable(error: Exception) -> str | None:
 
 
 def _of_arguments(error: typer.TyperException) -> str:
-    """What typer says of an option, with the value that it leaves out."""
+    """What typer says of an option, with the value where it leaves it out."""
     from pydantic import ValidationError
 
     line = " ".join(error.format_message().split()).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
-        line += f", not {error.__cause__.errors()[0]['input']}"
+        line = line.replace("Value error, ", "")
+        value = error.__cause__.errors()[0]["input"]
+        line += "" if repr(value) in line else f", not {value}"
     context = getattr(error, "ctx", None)
     return f"{line}; see: {context.command_path} --help" if line and context else line
 

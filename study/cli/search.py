@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,7 +27,12 @@ from study.cli.options import (
     study_words,
     warn,
 )
-from study.cli.workers import say_how_it_ended, say_what_is_left, worker_environment
+from study.cli.workers import (
+    command_of,
+    say_how_it_ended,
+    say_what_is_left,
+    worker_environment,
+)
 
 
 def run(
@@ -153,8 +158,8 @@ def worker(
         bool, typer.Option("--final", help="the finalists that evaluate --seeds wants")
     ] = False,
     leak: Annotated[
-        str | None,
-        typer.Option(metavar="photo|face", help="the trainings that audit --leak wants"),
+        Literal["photo", "face"] | None,
+        typer.Option(help="the trainings that audit --leak wants"),
     ] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     set_: Set = None,
@@ -170,8 +175,8 @@ def worker(
     if parent is not None:
         stop.follow_parent(parent)
     from deepfake.reproducibility import pick_device
-    from study.config import arm_named, final_of, leak_of
-    from study.slots import StudyStopped
+    from study.config import final_of, leak_of
+    from study.slots import NoStudy, StudyStopped, join
     from study.storage import StorageError
     from study.worker import TooManyFailed, work
 
@@ -179,14 +184,15 @@ def worker(
     if final:
         loaded = final_of(loaded)
     if leak is not None:
-        loaded = leak_of(loaded)[arm_named(leak)]
+        loaded = leak_of(loaded)[leak]
+    words = study_words(config, set_)
     try:
         records = work(loaded, pick_device(device), stop)
+    except NoStudy as error:
+        raise NoStudy(f"{error}; begin it with: {command_of(loaded, words)}") from None
     except StudyStopped as told:
-        begun_by = "the command that began it"
-        if loaded.kind == "search":
-            begun_by = command_line("run", *study_words(config, set_))
-        stderr().print(f"{told}; go on with: {begun_by}")
+        go_on = command_of(loaded, words, join(loaded).records())
+        stderr().print(f"{told}; go on with: {go_on}")
         raise typer.Exit(DONE) from None
     except (Stopped, StorageError):
         if stop.number is None:
@@ -226,31 +232,29 @@ def enqueue(
 
 def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
     """End the study's workers on all machines, behind the epochs that they are in."""
-    from study.config import BEGUN_BY, all_beside
+    from study.config import all_beside
     from study.slots import NoStudy, join, stop_study
 
     loaded = load(config, set_)
     words = study_words(config, set_)
-    ways: dict[str, str] = {}
+    said: list[str] = []
     running: dict[str, int] = {}
     missing = []
-    for study in (loaded, *all_beside(loaded)):
-        command, *options = BEGUN_BY[study.kind]
-        ways[study.name] = command_line(command, *words, *options)
+    studies = (loaded, *all_beside(loaded))
+    for study in studies:
         try:
-            left = stop_study(join(study))
+            slots = join(study)
         except NoStudy as error:
             missing.append(error)
             continue
-        if left is not None:
+        if (left := stop_study(slots)) is not None:
             running[study.name] = left
-    if len(missing) == len(ways):
+            said.append(
+                f"study '{study.name}' is stopped: slots that end behind their epochs: {left}; "
+                f"go on with: {command_of(study, words, slots.records())}"
+            )
+    if len(missing) == len(studies):
         raise missing[0]
-    said = [
-        f"study '{name}' is stopped: slots that end behind their epochs: {left}; go on with: "
-        f"{ways[name]}"
-        for name, left in running.items()
-    ]
     finished = f"study '{loaded.name}' has finished: there is nothing to stop"
     document = {
         "name": loaded.name,

@@ -1,16 +1,28 @@
 """Workers that a command starts and waits for, and how it says that they ended."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
-from study.cli.options import DONE, FAILED_SLOTS, OUR_FAULT, same_command, show, stderr
+from study.cli.options import (
+    DONE,
+    FAILED_SLOTS,
+    OUR_FAULT,
+    command_line,
+    same_command,
+    show,
+    stderr,
+)
 
 if TYPE_CHECKING:
+    from study.config import StudyConfig
     from study.launchers import Ended, Local
-    from study.slots import Slots
+    from study.slots import SlotRecord, Slots
+
+USUAL_SEEDS = 3  # fewer give no interval
 
 
 def run_reruns(slots: "Slots", local: "Local", worker: tuple[str, ...]) -> None:
@@ -38,6 +50,24 @@ def say_what_is_left(slots: "Slots", again: str) -> None:
         stderr().print(f"study '{name}' was stopped by `stop`; it goes on")
     left = sum(not record.finished for record in records)
     stderr().print(f"study '{name}': {left} of {len(records)} slots to run; {again}")
+
+
+def command_of(
+    study: "StudyConfig", words: Sequence[str], records: Sequence["SlotRecord"] = ()
+) -> str:
+    """What begins a study, or goes on with it where it has slots. words: as of study_words."""
+    if study.kind == "search":
+        return command_line("run", *words)
+    trainings = [record.rerun for record in records if record.rerun is not None]
+    seeds = max((training.seed + 1 for training in trainings), default=USUAL_SEEDS)
+    options = ["--seeds", str(seeds)]
+    if study.kind == "final":
+        top = len({training.slot for training in trainings if training.role == "candidate"})
+        options += ["--top", str(top)] if top > 1 else []
+        return command_line("evaluate", *words, *options)
+    if trainings:
+        options += ["--baseline", trainings[-1].model]
+    return command_line("audit", *words, "--leak", *options)
 
 
 def worker_environment(storage: str) -> dict[str, str]:

@@ -24,10 +24,8 @@ from .schema import (
 )
 from .siblings import (
     ARMS as ARMS,
-    BEGUN_BY as BEGUN_BY,
     Arm as Arm,
     all_beside as all_beside,
-    arm_named as arm_named,
     final_of as final_of,
     leak_dir as leak_dir,
     leak_of as leak_of,

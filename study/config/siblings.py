@@ -4,19 +4,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from deepfake.config import DataConfig
-from deepfake.errors import ConfigError
-from study.config.schema import Kind, StudyConfig
+from study.config.schema import StudyConfig
 
 Arm = Literal["photo", "face"]  # how its faces are grouped
 ARMS: tuple[Arm, ...] = get_args(Arm)
-
-# which command begins a study of each kind, and goes on with it
-BEGUN_BY: dict[Kind, tuple[str, ...]] = {
-    "search": ("run",),
-    "final": ("evaluate", "--seeds", "N"),
-    "leak-photo": ("audit", "--leak"),
-    "leak-face": ("audit", "--leak"),
-}
 
 
 def final_of(config: StudyConfig) -> StudyConfig:
@@ -33,14 +24,6 @@ def leak_of(config: StudyConfig) -> dict[Arm, StudyConfig]:
         "photo": config.beside("leak-photo", split_by(config.data, "photo")),
         "face": config.beside("leak-face", split_by(config.data, "face")),
     }
-
-
-def arm_named(name: str) -> Arm:
-    """Raises ConfigError."""
-    for arm in ARMS:
-        if name == arm:
-            return arm
-    raise ConfigError(f"--leak {name}: the splits are by {' or by '.join(ARMS)}")
 
 
 def leak_dir(data: DataConfig) -> Path:

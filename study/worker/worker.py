@@ -15,7 +15,7 @@ import torch
 from deepfake.data import NotPrepared, Prepared, load_prepared
 from deepfake.errors import UserError, first_sentence, one_line, out_of_memory
 from deepfake.training import check_writable
-from study.config import BEGUN_BY, StudyConfig
+from study.config import StudyConfig
 from study.signals import Stopped, StopSignal, exit_within
 from study.slots import (
     Lease,
@@ -90,11 +90,7 @@ def _check_begun(config: StudyConfig) -> None:
     except (NoDatabase, NoStudy):
         there = False
     if not there:
-        command, *options = BEGUN_BY[config.kind]
-        raise NoStudy(
-            f"no study '{config.name}' with slots yet; begin it with: deepfake-study "
-            f"{' '.join((command, 'CONFIG', *options))}"
-        )
+        raise NoStudy(f"no study '{config.name}' with slots yet")
 
 
 def _pause(look_s: float, stop: StopSignal) -> None:

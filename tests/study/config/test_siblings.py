@@ -8,7 +8,7 @@ import pytest
 from deepfake.errors import ConfigError
 from study.config.fingerprint import fingerprint_of
 from study.config.schema import StudyConfig, public_yaml
-from study.config.siblings import all_beside, arm_named, final_of, leak_of
+from study.config.siblings import all_beside, final_of, leak_of
 from tests.study.config.test_schema import PREPARED
 
 MakeConfig = Callable[..., StudyConfig]
@@ -61,5 +61,3 @@ def test_the_pair_that_prices_a_leak_differs_in_how_its_faces_are_split(
     assert photo.work_dir != face.work_dir
     apart = {"group_by": face.group_by, "work_dir": face.work_dir}
     assert photo.model_copy(update=apart) == face
-    with pytest.raises(ConfigError, match="--leak group: the splits are by photo or by face"):
-        arm_named("group")

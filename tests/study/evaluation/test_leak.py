@@ -114,7 +114,7 @@ def test_a_baseline_that_is_not_there_is_said_before_anything_is_trained(tmp_pat
     )
     done = folder.call("worker", "--leak", "group")
     assert done.returncode == 2
-    assert "--leak group: the splits are by photo or by face" in done.stderr
+    assert "Invalid value for '--leak': 'group' is not one of 'photo', 'face'" in done.stderr
 
 
 @pytest.mark.slow
