@@ -201,9 +201,9 @@ class Slots:
 
     def stale(self) -> list[SlotRecord]:
         """Running slots whose lease is over, by the database's clock."""
-        stale = self._storage.stale_trials(self._study_id)
-        numbers = {self._storage.get_trial(n).user_attrs.get("slot") for n in stale}
-        return [record for record in self.records() if record.number in numbers]
+        stale = set(self._storage.stale_trials(self._study_id))
+        slots = [trials for trials in self._by_slot() if trial_id(trials[-1]) in stale]
+        return self._records(slots, self.attributes())
 
     def free_stale(self) -> list[SlotRecord]:
         """Take those back whose workers stay silent while this looks on; as they were."""

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 from study.config.fingerprint import StudyMismatch
 from study.config.schema import StudyConfig
@@ -261,6 +262,34 @@ def test_the_slot_of_a_killed_worker_comes_back_when_its_lease_runs_out(
     slot = slots.claim("host:2")
     assert slot is not None
     assert (slot.number, slot.attempt) == (0, 1)
+
+
+@pytest.mark.slow
+def test_three_silent_workers_are_found_in_as_many_statements_as_one(
+    make_config: MakeConfig, storage_url: str
+) -> None:
+    short = ("study.heartbeat_s=1", "study.lease_s=2")
+    slots = create_or_join(make_config(*short, storage=storage_url), FINGERPRINT)
+    statements: list[str] = []
+
+    def look(silent: int) -> int:
+        wait_until(lambda: len(slots.stale()) == silent, "their leases are over")
+        statements.clear()
+        assert [record.number for record in slots.stale()] == list(range(silent))
+        return len(statements)
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        slots.claim("host:0")
+        of_one = look(1)
+        slots.claim("host:1")
+        slots.claim("host:2")
+        assert look(3) == of_one
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_the_slots_of_a_worker_known_to_be_dead_come_back_at_once(
