@@ -15,6 +15,11 @@ from deepfake.reproducibility import derive_seed
 from study.slots.training import Training
 from study.storage import StorageError
 
+if TYPE_CHECKING:
+    from study.slots.slots import Slots  # which takes Slot and Silence from here
+
+log = logging.getLogger(__name__)
+
 _FINAL = 2**32 + 1  # no slot's number
 
 
@@ -56,12 +61,6 @@ def lost(slot: Slot) -> SlotLost:
     return SlotLost(
         f"slot {slot.number}: attempt {slot.attempt} was given up; another worker has it"
     )
-
-
-if TYPE_CHECKING:
-    from study.slots.slots import Slots  # which takes Slot and Silence from here
-
-log = logging.getLogger(__name__)
 
 
 class Lease:
