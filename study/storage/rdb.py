@@ -130,11 +130,10 @@ class Storage(RDBStorage):
         def write() -> None:
             with transaction(self) as session:
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
                 if trial.state != TrialState.RUNNING:
                     return
-                beats = if_silent and beat is not None and not self._is_over(beat, _now(session))
-                if beats:
+                beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+                if if_silent and beat is not None and not self._is_over(beat, _now(session)):
                     return
                 trial.state = TrialState.FAIL
                 trial.datetime_complete = datetime.now()
