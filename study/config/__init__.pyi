@@ -14,6 +14,7 @@ from .load import (
 from .schema import (
     OBJECTIVES as OBJECTIVES,
     Choice as Choice,
+    Drawn as Drawn,
     Objective as Objective,
     Range as Range,
     SearchConfig as SearchConfig,
@@ -21,6 +22,7 @@ from .schema import (
     StudyConfig as StudyConfig,
     public_yaml as public_yaml,
     redact as redact,
+    value_type as value_type,
 )
 from .siblings import (
     ARMS as ARMS,

@@ -4,7 +4,19 @@ import operator
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard, get_args
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeGuard,
+    Union,
+    get_args,
+    get_origin,
+)
 from urllib.parse import urlsplit
 
 import yaml
@@ -173,6 +185,14 @@ def _said(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def value_type(params: type[Hyperparameters], name: str) -> Any:
+    """What a value of one is: without the None of one that may be unset, and without bounds."""
+    annotation: Any = params.model_fields[name].annotation
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
 def space_of(params: type[Hyperparameters]) -> type[SpaceOfVariants]:
     """A space with each of these hyperparameters, in their order.
 
@@ -183,12 +203,12 @@ def space_of(params: type[Hyperparameters]) -> type[SpaceOfVariants]:
     for name, field in params.model_fields.items():
         if name == "variant":
             continue
-        types = {field.annotation, *get_args(field.annotation)}
-        kind = _drawn(float if float in types else field.annotation)
+        kind = _drawn(value_type(params, name))
         if field.is_required():
             fields[name] = (kind, ...)
             continue
         default = 1.0 if name == "augment_p" else field.default
+        kind = kind | None if default is None else kind
         fields[name] = (kind, Field(default=default, exclude_if=partial(operator.eq, default)))
     space = create_model("Space", __base__=SpaceOfVariants, __module__=__name__, **fields)
     space.PARAMS = params

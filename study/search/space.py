@@ -6,7 +6,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from deepfake.config import Hyperparameters
-from study.config import Range, Space
+from study.config import Drawn, Range, Space, value_type
 
 
 def suggest(trial: Trial, space: Space) -> Hyperparameters:
@@ -14,14 +14,16 @@ def suggest(trial: Trial, space: Space) -> Hyperparameters:
 
     One flat space, not one a variant, so that TPE models all dimensions together.
     """
-    drawn = {name: _suggest(trial, space, name) for name in space.drawn()}
+    drawn = {
+        name: _suggest(trial, name, values, whole=value_type(space.PARAMS, name) is int)
+        for name, values in space.drawn().items()
+    }
     variant = trial.suggest_categorical("variant", space.variant)
     return space.PARAMS.model_validate({"variant": variant, **drawn})
 
 
-def _suggest(trial: Trial, space: Space, name: str) -> object:
-    whole = space.PARAMS.model_fields[name].annotation is int
-    match values := space.drawn()[name]:
+def _suggest(trial: Trial, name: str, values: Drawn, *, whole: bool) -> object:
+    match values:
         case Range(low=low, high=high, log=log) if whole:
             return trial.suggest_int(name, int(low), int(high), log=log)
         case Range(low=low, high=high, log=log):

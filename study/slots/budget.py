@@ -78,7 +78,7 @@ def given_params(text: str, space: Space) -> Hyperparameters:
     if missing := [name for name in known if name not in values]:
         raise ConfigError(f"--params: {', '.join(missing)} missing; a trial needs all of them")
     try:
-        params = Hyperparameters.model_validate(values)
+        params = space.PARAMS.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"--params: {explain(error, known)}") from None
     if problem := space.problem_with(params):

@@ -15,15 +15,17 @@ from study.config.schema import space_of
 from study.report.search_plots import hovers, importances, parallel_figure, slice_figures
 from study.search import space as search_space
 from study.search.space import suggest
+from study.slots.budget import given_params
 from study.slots.records import SlotRecord
 
 
 class More(Hyperparameters):
-    """With three that are no part of the house."""
+    """With four that are no part of the house."""
 
     label_smoothing: float = Field(ge=0, lt=1, title="ls", json_schema_extra={"format": ".3f"})
     hidden: int = Field(ge=1)
     optimizer: Literal["adam", "sgd"] = "adam"
+    warmup: int | None = Field(default=None, ge=1)
 
 
 class Train(TrainSettings, More):
@@ -122,6 +124,22 @@ def test_one_with_a_default_may_be_left_out_and_is_then_no_part_of_a_study():
     assert fixed.drawn()["optimizer"] == "sgd"
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     assert suggest(study.ask(), fixed).optimizer == "sgd"
+
+
+def test_one_that_may_be_none_is_drawn_as_what_it_is_else():
+    space = space_of(More).model_validate({**WIDE, "warmup": {"low": 1, "high": 4}})
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    assert suggest(trial, space).warmup in range(1, 5)
+    assert trial.distributions["warmup"] == IntDistribution(1, 4)
+    assert suggest(optuna.create_study().ask(), SPACE).warmup is None
+    fixed = space_of(More).model_validate({**WIDE, "warmup": None})
+    assert fixed.drawn() == SPACE.drawn()
+
+
+def test_a_trial_of_ones_own_is_given_it():
+    given = "variant=cnn,lr=3e-4,dropout=0.5,label_smoothing=0.1,hidden=32,optimizer=sgd"
+    params = given_params(given, SPACE)
+    assert (params.hidden, params.optimizer) == (32, "sgd")
 
 
 @pytest.mark.parametrize(
