@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -29,15 +30,15 @@ REAL, FAKE = 0, 1  # category_id in OpenForensics 1.0.0; FAKE is the positive cl
 LABELS = ("real", "fake")  # LABELS[category_id]
 
 
-def _in_variants(name: str) -> str:
-    if name not in VARIANTS:
+def _in_variants(name: object) -> object:
+    if not isinstance(name, str) or name not in VARIANTS:
         *most, last = (f"'{known}'" for known in VARIANTS)  # as pydantic says it of a Literal
         known = f"{', '.join(most)} or {last}"
         raise PydanticCustomError("unknown_variant", "Input should be {known}", {"known": known})
     return name
 
 
-VariantName = Annotated[str, AfterValidator(_in_variants)]
+VariantName = Annotated[str, BeforeValidator(_in_variants)]
 Split = str  # one of SPLITS, or a further test set's name
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # those of every data set
 SEEN: tuple[Split, ...] = ("train", "val")  # every other split is a test set, closed to workers

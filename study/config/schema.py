@@ -73,7 +73,7 @@ class Range(Frozen):
 
 
 def _single(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _none_twice(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -64,7 +64,11 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     "augment.jpeg.p": [UP_TO_1],
     "augment.jpeg.low": [(0, "greater than or equal to 1")],
     "augment.jpeg.high": [(101, "less than or equal to 100"), (30.5, "a whole number")],
-    "space.variant": [("resnet", "'cnn', 'mobilenet_v2_frozen' or"), ([], "one or more")],
+    "space.variant": [
+        ("resnet", "'cnn', 'mobilenet_v2_frozen' or"),
+        (None, "'cnn', 'mobilenet_v2_frozen' or"),
+        ([], "one or more"),
+    ],
     "space.lr": [ABOVE_0, NUMBER, (float("nan"), "a finite number")],
     "space.weight_decay": [FROM_0],
     "space.dropout": [FROM_0, (1, "less than 1")],
