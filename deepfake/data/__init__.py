@@ -5,7 +5,7 @@ crops    each photo decoded once, each face cut to a small JPEG; resumable
 splits   train / val / test, whole photos together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
 store    crops -> one array a resolution, shared through the page cache; normalised batches
-layouts  one module a layout that people have: openforensics
+layouts  the faces table, and one module a layout that people have: openforensics
 """
 
 import lazy_loader

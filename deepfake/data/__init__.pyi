@@ -18,7 +18,8 @@ from .crops import (
     read_photo as read_photo,
     resized as resized,
 )
-from .layouts.openforensics import COLUMNS as COLUMNS, PHOTO as PHOTO, read_faces as read_faces
+from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO
+from .layouts.openforensics import read_faces as read_faces
 from .prepare import (
     CROPS as CROPS,
     MANIFEST as MANIFEST,

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
 from deepfake.data.arrays import check_room
 from deepfake.data.crops import CutResult, cut_faces, find_photos
-from deepfake.data.layouts.openforensics import PHOTO, Annotations, check_sources, read_annotations
+from deepfake.data.layouts import PHOTO, Annotations
+from deepfake.data.layouts.openforensics import check_sources, read_annotations
 from deepfake.data.splits import (
     FACES_CSV,
     SPLITS_CSV,

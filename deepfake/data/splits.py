@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
-from deepfake.data.layouts.openforensics import COLUMNS, PHOTO
+from deepfake.data.layouts import COLUMNS, PHOTO
 from deepfake.errors import DataError
 from deepfake.files import write_whole
 

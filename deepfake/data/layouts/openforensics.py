@@ -6,29 +6,18 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from deepfake.config import FAKE, REAL
+from deepfake.data.layouts import COLUMNS, Annotations
 from deepfake.errors import DataError
-
-COLUMNS = ("id_x", "image_id", "category_id", "bbox", "file_name", "cutted_name", "source")
-PHOTO = ("source", "image_id")  # what identifies a photo: ids are unique only within one JSON
 
 _INT64 = range(-(2**63), 2**63)
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no CSV or file system takes these
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")  # absolute, drive, or climbing
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What the JSONs hold."""
-
-    faces: pd.DataFrame  # COLUMNS, one row a face
-    photos: int  # entries of `images`, those without a face too
 
 
 def read_faces(annotations: Sequence[Path]) -> pd.DataFrame:

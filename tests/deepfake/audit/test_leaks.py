@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepfake.audit import Audit, audit, leaks as audit_module
 from deepfake.config import SPLITS, DataConfig, Split
-from deepfake.data.layouts.openforensics import COLUMNS
+from deepfake.data.layouts import COLUMNS
 from deepfake.data.prepare import NotPrepared, prepare_data
 from deepfake.data.splits import read_places, read_split
 from deepfake.errors import DataError

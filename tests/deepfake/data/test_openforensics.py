@@ -5,13 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from deepfake.data.layouts import openforensics
-from deepfake.data.layouts.openforensics import (
-    COLUMNS,
-    read_annotations,
-    read_faces,
-    resolve_photos,
-)
+from deepfake.data.layouts import COLUMNS, openforensics
+from deepfake.data.layouts.openforensics import read_annotations, read_faces, resolve_photos
 from deepfake.errors import DataError
 from tests.support.photos import CATEGORIES, draw_photo, face, write_json
 

@@ -4,7 +4,7 @@ import pytest
 
 from deepfake.config import SPLITS, Fractions
 from deepfake.data import splits
-from deepfake.data.layouts.openforensics import COLUMNS
+from deepfake.data.layouts import COLUMNS
 from deepfake.data.splits import Opening, assign_splits, read_split, write_csv
 from deepfake.errors import DataError
 
