@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -203,6 +204,21 @@ def _nearest(word: str, words: Collection[str], cutoff: float) -> list[str]:
     near = difflib.get_close_matches(word, words, n=3, cutoff=cutoff)
     likeness = [difflib.SequenceMatcher(None, name, word).ratio() for name in near]
     return sorted(name for name, like in zip(near, likeness, strict=True) if like == likeness[0])
+
+
+@contextmanager
+def writing_data(place: Path) -> Iterator[None]:
+    """Raises DataError for what the block can't write below data.work_dir.
+
+    place: what the line names where the system names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or place}: {one_line(error, path=False)}; mend that, or set"
+            " data.work_dir to another place, then run the same command again: it continues"
+        ) from None
 
 
 def of_machine(error: Exception) -> str | None:

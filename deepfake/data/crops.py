@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from deepfake.data.layouts.openforensics import resolve_photos
-from deepfake.errors import DataError, one_line
+from deepfake.errors import DataError, one_line, writing_data
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
 
@@ -244,15 +244,10 @@ def encoded(face: Image.Image) -> bytes:
 
 def _save(face: Image.Image, path: Path) -> None:
     content = encoded(face)
-    try:
+    with writing_data(path):
         # not durable: 100,000 waits for the disk, where an empty crop is cut again (_existing).
         # shared: a process of a killed run lives a moment longer
         write_whole(path, content, durable=False, shared=True)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror}; make room, or set data.work_dir to"
-            " another disk, then run the same command again: it continues"
-        ) from None
 
 
 def pixels_of(crop: Path, side: int) -> bytes:

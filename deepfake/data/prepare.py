@@ -1,10 +1,9 @@
 """The flow from JSONs and photos to what training reads: faces.csv, crops/, splits.csv, store."""
 
-import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from deepfake.data.splits import (
     split_faces,
     write_csv,
 )
-from deepfake.errors import DataError, one_line
+from deepfake.errors import DataError, writing_data
 from deepfake.files import sha256_of, write_whole
 from deepfake.parallel import Progress
 
@@ -95,7 +94,7 @@ def prepare_data(
     that is wrong or has no room; nothing is written before all of that has been checked.
     """
     settings = _settings(data)
-    with _writing(data.work_dir):
+    with writing_data(data.work_dir):
         if not _is_complete(data.work_dir, settings):
             annotations = read_annotations(data.jsons)
             photos = find_photos(annotations.faces, data.photos_dir)
@@ -289,14 +288,3 @@ def _read_manifest(work_dir: Path) -> _Manifest | None:
         flaw = error.errors()[0]
         where = ".".join(str(part) for part in flaw["loc"])
         raise DataError(f"{path}: not readable ({where}: {flaw['msg']}); {WAY_OUT}") from None
-
-
-@contextlib.contextmanager
-def _writing(work_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or work_dir}: {one_line(error, path=False)}; mend that, or set"
-            " data.work_dir to another place, then run the same command again: it continues"
-        ) from None

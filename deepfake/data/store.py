@@ -17,7 +17,7 @@ from deepfake.config import Split
 from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
 from deepfake.data.crops import pixels_of
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
-from deepfake.errors import DataError, one_line
+from deepfake.errors import DataError, writing_data
 from deepfake.files import sha256_of, whole, write_whole
 from deepfake.parallel import Progress, available_cores
 
@@ -43,18 +43,13 @@ def ensure_store(
     this at once: one builds. Raises DataError if the disk has no room or a crop is damaged.
     """
     path = store_path(work_dir, side)
-    try:
+    with writing_data(path):
         if _is_current(path, crops_sha256):
             return path
         path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_current(path, crops_sha256):
                 _build(path, side, crops_sha256, processes or available_cores(), progress)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {one_line(error, path=False)}; mend that, or set"
-            " data.work_dir to another disk"
-        ) from None
     return path
 
 

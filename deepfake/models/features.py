@@ -24,7 +24,7 @@ from deepfake.data import (
     stored_rows,
     writing,
 )
-from deepfake.errors import DataError, one_line
+from deepfake.errors import writing_data
 from deepfake.models.layers import Backbone
 from deepfake.models.pretrained import state_dict_sha256
 from deepfake.parallel import Progress
@@ -158,15 +158,9 @@ def _ensure(
     tick: Callable[[], None],
     progress: Progress | None,
 ) -> None:
-    path = embedding.path
-    try:
-        if not path.is_file():
+    with writing_data(embedding.path):
+        if not embedding.path.is_file():
             _embed(embedding, backbone, device, tick, progress)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {one_line(error, path=False)}; make room, or set"
-            " data.work_dir to another disk"
-        ) from None
 
 
 def _embed(

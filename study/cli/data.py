@@ -33,7 +33,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
-    from deepfake.errors import UserError
+    from deepfake.errors import UserError, one_line
     from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
     from study.cli.live import progress_bars
@@ -50,7 +50,7 @@ def sample(
                 lambda done, all_: advance("draw", done, all_),
             )
         except OSError as error:
-            where = f"{error.filename or out_dir}: {error.strerror or error}"
+            where = f"{error.filename or out_dir}: {one_line(error, path=False)}"
             raise UserError(f"{where}; mend that, or name another folder") from None
     typer.echo(path)
 

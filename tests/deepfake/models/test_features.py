@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_features(work_dir, backb
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # of 204,928 bytes
     try:
-        with pytest.raises(DataError, match=r"\.npy: cannot be written: File too large; make"):
+        with pytest.raises(DataError, match=r"\.npy: File too large; mend that"):
             ensure_features(work_dir, SIDE, backbone, CPU)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
