@@ -1,7 +1,6 @@
 """Whether the data leaks or gives its labels away.
 
 leaks            photos in two splits, faces nearly alike
-leak_arms        the faces of train and val as JSONs, to be split anew and price a leak
 photo_scan       one reading of each photo for all that the audit asks
 perceptual_hash  faces that look alike, by 64 bits each
 shortcuts        what tells the label without the face: size, colours, encoding, surroundings

@@ -19,7 +19,11 @@ from .crops import (
     resized as resized,
 )
 from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO
-from .layouts.openforensics import read_faces as read_faces
+from .layouts.openforensics import (
+    read_faces as read_faces,
+    write_faces as write_faces,
+    write_json as write_json,
+)
 from .prepare import (
     CROPS as CROPS,
     MANIFEST as MANIFEST,

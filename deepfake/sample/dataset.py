@@ -9,7 +9,6 @@ the skin_contrast of portrait.TRAITS.
 import contextlib
 import hashlib
 import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,6 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from deepfake.config import FAKE, REAL
-from deepfake.files import write_whole
 from deepfake.parallel import in_parallel
 from deepfake.sample.portrait import (
     Floats,
@@ -77,10 +75,10 @@ def draw_sample(
             faces += its_faces
             if progress is not None:
                 progress(len(images), photos)
-    categories = [{"id": REAL, "name": "Real"}, {"id": FAKE, "name": "Fake"}]
     annotations = [{"id": number, **face} for number, face in enumerate(faces)]
-    document = {"categories": categories, "images": images, "annotations": annotations}
-    write_whole(annotations_json, json.dumps(document).encode())
+    from deepfake.data import write_json  # and pandas, which no process that draws needs
+
+    write_json(annotations_json, images, annotations)
     return annotations_json
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
-from deepfake.audit import write_annotations
-from deepfake.data import Prepared
-from deepfake.errors import UserError
+from deepfake.config import SEEN, DataConfig
+from deepfake.data import Prepared, read_split, write_faces
+from deepfake.errors import UserError, writing_data
 from deepfake.metrics import draw_photos, percentiles
 from study.config import ARMS, Arm, StudyConfig, leak_dir, leak_of
 from study.evaluation.analysis import measure_all
@@ -79,7 +80,7 @@ def begin_leak(
 
     config: its data are prepared. prepare: of a config's data, with the stores of some sides.
     """
-    write_annotations(config.data, leak_dir(config.data))
+    write_seen(config.data)
     number = slot_of(config, baseline)
     params = config.baseline_params(config.baselines.baselines[number])
     side = config.train.image_size.of(params.variant)  # a store of another would not be read
@@ -89,6 +90,17 @@ def begin_leak(
         begun[arm] = begin(of_arm, lambda split: prepare(split, (side,)), warn)
         begun[arm].add_reruns([(rerun, params) for rerun in reruns])
     return begun
+
+
+def write_seen(data: DataConfig) -> None:
+    """The faces of train and val as the JSONs of the pair, which splits them anew.
+
+    The study's test split is closed to whatever is measured on them: each of the two cuts one of
+    its own. Raises DataError if they can't be written.
+    """
+    seen = pd.concat([read_split(data.work_dir, split) for split in SEEN], ignore_index=True)
+    with writing_data(leak_dir(data)):
+        write_faces(seen, leak_dir(data))
 
 
 def price(arms: Mapping[Arm, Slots], baseline: str, seeds: int, device: torch.device) -> Price:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from deepfake.audit.leak_arms import write_annotations
 from deepfake.audit.leaks import audit
 from deepfake.config import DataConfig
 from deepfake.data.prepare import load_prepared, prepare_data
@@ -20,8 +19,9 @@ from deepfake.errors import DataError
 from deepfake.timing import measure_data
 from study.config.load import load_config
 from study.config.schema import public_yaml
-from study.config.siblings import ARMS, leak_dir, split_by
+from study.config.siblings import ARMS, split_by
 from study.evaluation.analysis import analyse
+from study.evaluation.leak import write_seen
 from study.evaluation.predictions import read_predictions
 from tests.support.photos import draw_set
 from tests.support.runs import REPOSITORY, Folder
@@ -177,7 +177,7 @@ def test_the_price_of_a_leak_is_measured_on_splits_drawn_from_train_and_val(
 ) -> None:
     draw_four(tmp_path)
     prepare_data(config(tmp_path), processes=1)
-    write_annotations(config(tmp_path), leak_dir(config(tmp_path)))
+    write_seen(config(tmp_path))
     for arm in ARMS:
         of_arm = split_by(config(tmp_path), arm)
         summary = prepare_data(of_arm, processes=1).summary

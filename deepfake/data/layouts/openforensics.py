@@ -1,4 +1,4 @@
-"""OpenForensics JSONs and photos -> the faces table: the report's six columns and `source`."""
+"""OpenForensics JSONs and photos -> the faces table, and the table -> JSONs."""
 
 import json
 import os
@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from deepfake.config import FAKE, REAL
-from deepfake.data.layouts import COLUMNS, Annotations
+from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.errors import DataError
+from deepfake.files import write_whole
 
 _INT64 = range(-(2**63), 2**63)
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no CSV or file system takes these
@@ -49,6 +50,34 @@ def check_sources(annotations: Sequence[Path]) -> None:
                 f"{path}: its name gives the same source as {twin}; rename one: faces are told"
                 " apart by their JSON's name"
             )
+
+
+def write_faces(faces: pd.DataFrame, folder: Path) -> None:
+    """A JSON of each source's faces in folder, and no other: read_faces gives them back."""
+    folder.mkdir(exist_ok=True)
+    by_source = {str(source): of_source for source, of_source in faces.groupby("source")}
+    for source, of_source in by_source.items():
+        photos = of_source.drop_duplicates(list(PHOTO)).sort_values("image_id")
+        images = photos[["image_id", "file_name"]].set_axis(["id", "file_name"], axis=1)
+        annotations = of_source[["id_x", "image_id", "category_id"]].rename(columns={"id_x": "id"})
+        annotations["bbox"] = of_source["bbox"].map(json.loads)
+        write_json(folder / f"{source}.json", _records(images), _records(annotations))
+    for path in folder.glob("*.json"):
+        if path.stem not in by_source:
+            path.unlink()
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def write_json(
+    path: Path, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> None:
+    """Written whole, with the categories that read_faces asks for."""
+    categories = [{"id": REAL, "name": "Real"}, {"id": FAKE, "name": "Fake"}]
+    document = {"categories": categories, "images": images, "annotations": annotations}
+    write_whole(path, json.dumps(document).encode())
 
 
 def resolve_photos(file_names: Iterable[str], photos_dir: Path) -> dict[str, Path | str]:

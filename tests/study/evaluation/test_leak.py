@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from deepfake.audit.leak_arms import write_annotations
 from deepfake.data.layouts.openforensics import read_faces
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import read_split
 from deepfake.errors import DataError
 from study.config.schema import StudyConfig
 from study.config.siblings import leak_dir, leak_of
+from study.evaluation.leak import write_seen
 from study.slots.study import join
 from tests.support.photos import draw_set
 from tests.support.runs import Folder
@@ -35,7 +35,7 @@ def config(make_config: MakeConfig, tmp_path: Path) -> StudyConfig:
 def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(config: StudyConfig) -> None:
     data = config.data
     prepare_data(data)
-    write_annotations(data, leak_dir(data))
+    write_seen(data)
     seen = pd.concat([read_split(data.work_dir, split) for split in ("train", "val")])
     wanted = seen.sort_values("cutted_name", ignore_index=True)
     for arm, study in leak_of(config).items():
@@ -47,10 +47,20 @@ def test_both_arms_hold_the_faces_of_train_and_val_and_none_of_test(config: Stud
         assert load_prepared(of_arm).summary.faces == len(wanted)
 
 
+def test_the_json_of_a_source_that_is_no_more_is_removed(config: StudyConfig) -> None:
+    data = config.data
+    prepare_data(data)
+    write_seen(data)
+    before = leak_of(config)["face"].data.annotations
+    (leak_dir(data) / "an_earlier_source.json").touch()
+    write_seen(data)
+    assert leak_of(config)["face"].data.annotations == before
+
+
 def test_photos_are_whole_in_one_arm_and_cut_in_the_other(config: StudyConfig) -> None:
     data = config.data
     prepare_data(data)
-    write_annotations(data, leak_dir(data))
+    write_seen(data)
     shared = {}
     for arm, study in leak_of(config).items():
         work_dir = prepare_data(study.data).work_dir
@@ -65,7 +75,7 @@ def test_what_cant_be_written_is_one_line(config: StudyConfig) -> None:
     prepare_data(data)
     leak_dir(data).touch()  # a file, where the folder would be
     with pytest.raises(DataError, match=r"leak: File exists; mend that"):
-        write_annotations(data, leak_dir(data))
+        write_seen(data)
 
 
 @pytest.mark.slow
