@@ -56,15 +56,17 @@ COLUMNS = {  # of the live table: the terminal's width from which it is shown
     "slot": 0,
     "variant": 0,
     "lr": 92,
-    "bar": 80,
+    "bar": 84,
     "epoch": 0,
     "train": 80,
     "val": 0,
     "best": 0,
     "img/s": 80,
-    "worker": 112,
-    "of": 140,
+    "worker": 120,
+    "of": 144,
 }
+MAX_CELL = 24  # characters of a variant or a rerun's name
+MAX_WORKER = 20
 COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 
 
@@ -118,7 +120,9 @@ def live_table(records: Sequence[SlotRecord], max_epochs: int, width: int, heigh
     for name in names:
         left = name in ("variant", "bar", "worker", "of")
         title = "" if name in ("bar", "of") else name
-        table.add_column(title, justify="left" if left else "right", no_wrap=True, max_width=24)
+        table.add_column(
+            title, justify="left" if left else "right", no_wrap=True, max_width=MAX_CELL
+        )
     for record in rows:
         cells = _cells(record, max_epochs)
         table.add_row(*(cells[name] for name in names))
@@ -146,10 +150,21 @@ def _cells(record: SlotRecord, max_epochs: int) -> dict[str, Text | ProgressBar]
         "train": Text(f"{last.train_loss:.4f}" if last else "-"),
         "val": Text(loss),
         "best": Text(f"{record.best_loss:.4f}" if record.losses else "-", "bold"),
-        "img/s": Text(f"{last.images_per_s:,.0f}" if last else "-"),
-        "worker": Text(record.worker or "-", "dim"),
+        "img/s": Text(_rate(last.images_per_s) if last else "-"),
+        "worker": Text(_short_worker(record.worker or "-"), "dim"),
         "of": Text(of, "magenta"),
     }
+
+
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:,.0f}" if images_per_s < 99_999 else f"{images_per_s / 1000:,.0f}k"
+
+
+def _short_worker(worker: str) -> str:
+    """host:pid; of a long host its begin, the pid whole."""
+    host, _, pid = worker.rpartition(":")
+    left = MAX_WORKER - len(pid) - 1
+    return worker if len(host) <= left else f"{host[: left - 1]}…:{pid}"
 
 
 def study_line(records: Sequence[SlotRecord], max_epochs: int) -> Text:

@@ -30,7 +30,7 @@ class Terminal:
             # the terminal is the command's own, so that Ctrl-C is a signal to it
             ["setsid", "--ctty", *folder.command(*arguments)],
             cwd=folder.path,
-            env={**folder.env, "TERM": "xterm-256color"},
+            env=_environment(folder),
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -82,3 +82,9 @@ class Terminal:
             if not data:
                 return
             self._drawn += data
+
+
+def _environment(folder: Folder) -> dict[str, str]:
+    """The window's size rules, not what another terminal exported."""
+    kept = {key: value for key, value in folder.env.items() if key not in ("COLUMNS", "LINES")}
+    return kept | {"TERM": "xterm-256color"}

@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from rich.console import Console
 
 from deepfake.config import Hyperparameters, VariantName
-from study.cli.live import live_table, seconds_left
+from study.cli.live import COLUMNS, live_table, seconds_left
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_search
 from study.slots.records import LastEpoch, SlotRecord, Stage, State
 from study.slots.slots import Slots
 from study.slots.study import join
+from study.slots.training import Training
 from tests.support.runs import Folder
 from tests.support.terminal import CTRL_C, Terminal
 
@@ -130,6 +132,23 @@ def test_a_narrow_terminal_loses_columns_and_no_figure_is_cut() -> None:
     assert heading.split() == ["slot", "variant", "epoch", "val", "best"]
     assert "0.5834 0.5512" in trained
     assert "ETA 6 min; best 0.5100 (slot 0)" in study
+
+
+def test_no_width_cuts_a_figure_or_a_heading() -> None:
+    widest = replace(
+        RUNNING[0],
+        worker="a-host-with-a-very-long-name.of.a.cluster:3041299",
+        last_epoch=LastEpoch(train_loss=0.4321, images_per_s=123456.7),
+        rerun=Training("mobilenet_v2_finetuned", "baseline", 1, 12345),
+    )
+    for width in range(60, 200):
+        heading, trained, embedding, _ = drawn([*ENDED, widest, RUNNING[1]], width)
+        shown = [name for name, least in COLUMNS.items() if width >= least]
+        assert heading.split() == [name for name in shown if name not in ("bar", "of")], width
+        assert "0.5834 0.5512" in trained, width
+        assert "embed 42% 3 min" in embedding, width
+        assert ("123k" in trained) == ("img/s" in shown)
+        assert ("a-host-with…:3041299" in trained) == ("worker" in shown), width
 
 
 def test_more_rows_than_the_terminal_has_lines_are_counted() -> None:
