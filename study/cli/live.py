@@ -118,11 +118,9 @@ def live_table(records: Sequence[SlotRecord], max_epochs: int, width: int, heigh
     names = [name for name, least in COLUMNS.items() if width >= least]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
-        left = name in ("variant", "bar", "worker", "of")
+        justify: Any = "left" if name in ("variant", "bar", "worker", "of") else "right"
         title = "" if name in ("bar", "of") else name
-        table.add_column(
-            title, justify="left" if left else "right", no_wrap=True, max_width=MAX_CELL
-        )
+        table.add_column(title, justify=justify, no_wrap=True, max_width=MAX_CELL)
     for record in rows:
         cells = _cells(record, max_epochs)
         table.add_row(*(cells[name] for name in names))

@@ -121,6 +121,15 @@ class Forked(Process):
         return subprocess.CompletedProcess(self.args, self.wait(), out, errors)
 
 
+def command_line(
+    arguments: list[str], cwd: Path, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A whole command line of the project in a process of its own."""
+    process = Process(None, _become, arguments, str(cwd), env, nothing)
+    out, errors = process.communicate(500)
+    return subprocess.CompletedProcess(arguments, process.wait(), out, errors)
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
