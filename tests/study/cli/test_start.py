@@ -16,6 +16,7 @@ main()
 """
 
 
+@pytest.mark.slow  # its study is
 @pytest.mark.parametrize("command", [["status"], ["doctor"], ["gc", "--dry-run"], ["compare"]])
 def test_a_command_that_looks_loads_nothing_that_trains_or_draws(
     small_study: Folder, command: list[str]
