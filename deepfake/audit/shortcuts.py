@@ -152,10 +152,11 @@ def probe(name: str, train: Described, val: Described) -> Verdict:
     model.fit(train.numbers, train.labels)
     scores = model.decision_function(val.numbers)
     logits = torch.from_numpy(np.stack([np.zeros_like(scores), scores], axis=1))
-    interval = intervals(logits, torch.tensor(val.labels), val.photos, ["auc"])["auc"]
+    auc = float(roc_auc_score(val.labels, scores))
+    interval = intervals(logits, torch.tensor(val.labels), val.photos, {"auc": auc})["auc"]
     return Verdict(
         probe=name,
-        auc=float(roc_auc_score(val.labels, scores)),
+        auc=auc,
         interval=(interval.low, interval.high),
         flagged=interval.low > FLAGGED_ABOVE,
     )

@@ -5,17 +5,20 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepfake.config import Split
 from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
 from deepfake.data.crops import pixels_of
+from deepfake.data.layouts.openforensics import PHOTO
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 from deepfake.errors import DataError, writing_data
 from deepfake.files import sha256_of, whole, write_whole
@@ -155,6 +158,11 @@ class Faces:
     def images(self) -> Tensor:
         """(N, side, side, 3) uint8, mapped from disk; never written to."""
         return self.rows.mapped()
+
+    @cached_property
+    def photos(self) -> NDArray[np.int64]:
+        """(N,): the photo of each face, numbered from 0."""
+        return np.asarray(self.table.groupby(list(PHOTO)).ngroup(), np.int64)
 
     def batches(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None

@@ -1,6 +1,6 @@
 """Resamples of the photos, and intervals from them: faces of one photo are drawn together."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake.config import FAKE
-from deepfake.metrics.figures import measure, resample
+from deepfake.metrics.figures import resample
 from deepfake.metrics.weighting import Floats, weighted
 
 if TYPE_CHECKING:  # as in classification.py
@@ -62,15 +62,14 @@ def intervals(
     logits: "Tensor",
     labels: "Tensor",
     photos: NDArray[np.int64],
-    names: Collection[str],
+    figures: Mapping[str, float],
     draws: NDArray[np.uint16] | None = None,
 ) -> dict[str, Interval]:
-    """Of the named figures. draws: of draw_photos, drawn here without."""
+    """Of figures that measure gave for these faces. draws: of draw_photos, drawn here without."""
     if draws is None:
         draws = draw_photos(photos, labels.numpy())
-    resampled = resample(logits, labels, photos, draws, names)
-    figures = measure(logits, labels, names)
-    return {name: percentiles(resampled[name], figures[name]) for name in figures}
+    resampled = resample(logits, labels, photos, draws, figures)
+    return {name: percentiles(resampled[name], figure) for name, figure in figures.items()}
 
 
 def mean_losses(losses: Floats, photos: NDArray[np.int64], draws: NDArray[np.uint16]) -> Floats:

@@ -1,4 +1,4 @@
-"""What happens to pictures on their way: JPEG, blur, noise and more; faces and models under it."""
+"""What happens to pictures on their way: JPEG, blur, noise and more; and faces under it."""
 
 import hashlib
 import json
@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from deepfake.config import TrainConfig
 from deepfake.data import Faces
 from deepfake.reproducibility import full_precision
-from deepfake.training import evaluate
 from deepfake.transforms.jpeg import jpeg
 
 PIXELS = 1  # raised when a kind gives other pixels at the same level
@@ -125,18 +123,6 @@ def under(faces: Faces, corruption: Corruption) -> Faces:
     assert faces.change is None
     seeds = _seeds(faces)
     return replace(faces, change=lambda images, numbers, _: corruption(images, seeds[numbers]))
-
-
-def logits_under(
-    model: nn.Module,
-    faces: Faces,
-    corruption: Corruption,
-    config: TrainConfig,
-    device: torch.device,
-    tick: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """The logits (N, 2) of the faces under a corruption, in their order, float32 on the CPU."""
-    return evaluate(model, under(faces, corruption), config, device, tick)
 
 
 def robust_faces(faces: Faces) -> Faces:

@@ -5,33 +5,35 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from deepfake.config import SPLITS, Split, TrainConfig
-from deepfake.data import PHOTO, Faces, Opening, load_prepared
+from deepfake.data import Faces, Opening, load_prepared
 from deepfake.errors import UserError
 from deepfake.files import sha256_of
 from deepfake.metrics import (
     ConfusionMatrix,
     confusion_matrix,
     cross_entropy,
+    draw_photos,
     intervals,
     logged_figures,
 )
 from deepfake.models import build_model, state_dict_sha256
 from deepfake.parallel import Progress
 from deepfake.reproducibility import set_precision
-from deepfake.training import EVAL_BATCHES, evaluate
+from deepfake.training import EVAL_BATCHES, Feed, evaluate
 from deepfake.transforms import SUITE
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
@@ -118,6 +120,7 @@ class Evaluator:
         self.predictions = pd.DataFrame()  # of the last evaluate: see predictions.py
         self._rows: list[pd.DataFrame] = []  # of the predictions
         self._falls: list[Row] = []  # under corruptions
+        self._draws: dict[Split, NDArray[np.uint16]] = {}
         self._steps = Steps(quiet, "", 0)  # batches of the stage under way
 
     @cached_property
@@ -279,10 +282,10 @@ class Evaluator:
         network, weights_sha256 = self.load(record)
         train = self.config.train_config(record.params, fixed=record.baseline is not None)
         faces = self.inputs.faces("val", train.side_px)
-        passing = (train, self.device, self._steps.advance)
-        logits = evaluate(network, faces, *passing)
+        logits_of = self._logits_of(network, train)
+        logits = logits_of(faces)
         robust = self.inputs.robust(train.side_px)
-        monitored = logits if robust is None else evaluate(network, robust, *passing)
+        monitored = logits if robust is None else logits_of(robust)
         same_hardware = self.tracker.tags(record.run_id)["hardware"] == hardware(self.device)
         recomputed = cross_entropy(monitored, faces.labels)
         proof = prove(record, recomputed, train, same_hardware=same_hardware)
@@ -296,6 +299,11 @@ class Evaluator:
             proof=proof,
             val=figures,
             test=None,
+        )
+
+    def _logits_of(self, network: nn.Module, train: TrainConfig) -> Callable[[Feed], torch.Tensor]:
+        return partial(
+            evaluate, network, config=train, device=self.device, tick=self._steps.advance
         )
 
     def load(self, record: SlotRecord) -> tuple[nn.Module, str]:
@@ -336,14 +344,15 @@ class Evaluator:
         network, weights_sha256 = self.load(record)
         assert weights_sha256 == evaluated.weights_sha256
         train = self.config.train_config(record.params, fixed=record.baseline is not None)
+        logits_of = self._logits_of(network, train)
         of_set: dict[str, SplitFigures] = {}
         for split in ("test", *self.further):
             faces = Faces.load(self.inputs.prepared.work_dir, split, train.side_px, opening)
-            logits = evaluate(network, faces, train, self.device, self._steps.advance)
+            logits = logits_of(faces)
             if fall and split == "test":
                 log.info("%s: %d test faces under corruptions", training.model, len(faces))
-                self._falls += falls_of(training, network, faces, logits, train, self.device)
-                self._steps.advance(len(SUITE) * self.batches("test"))
+                draws = self._draws_of(split, faces)
+                self._falls += falls_of(training, train.variant, faces, logits, logits_of, draws)
             of_set[split], files = self._figures(training, logits, faces, split)
             tested_on = [dataset(self.inputs.prepared, split, faces.table)]
             self.tracker.note_datasets(record.run_id, tested_on)
@@ -364,18 +373,26 @@ class Evaluator:
         for path in (table, picture):
             self.tracker.log_study_file(f"test/{path.name}", path)
 
+    def _draws_of(self, split: Split, faces: Faces) -> NDArray[np.uint16]:
+        """Of draw_photos, once: a split has the same faces in the same order for every model."""
+        if split not in self._draws:
+            self._draws[split] = draw_photos(faces.photos, faces.labels.numpy())
+        return self._draws[split]
+
     def _figures(
         self, training: Training, logits: torch.Tensor, faces: Faces, split: Split
     ) -> tuple[SplitFigures, dict[str, Any]]:
         """Figures of one split, and the files that show them in MLflow; its rows are kept."""
         rows = prediction_rows(faces.table, logits.numpy(), training, split)
         self._rows.append(rows)
-        photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
         matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)
-        found = intervals(logits, faces.labels, photos, ("accuracy", "auc"))
+        metrics = logged_figures(logits, faces.labels)
+        with_interval = {name: metrics[name] for name in ("accuracy", "auc")}
+        draws = self._draws_of(split, faces)
+        found = intervals(logits, faces.labels, faces.photos, with_interval, draws)
         figures = SplitFigures(
             faces=len(faces),
-            metrics=logged_figures(logits, faces.labels),
+            metrics=metrics,
             intervals={name: (interval.low, interval.high) for name, interval in found.items()},
             confusion=matrix.rows(),
         )

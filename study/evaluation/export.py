@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepfake.config import FAKE, LABELS, TrainSettings
-from deepfake.data import PHOTO, Faces
+from deepfake.data import Faces
 from deepfake.errors import UserError
 from deepfake.export import (
     CARD,
@@ -33,7 +32,7 @@ from deepfake.metrics import (
     fake_probability,
     fit_temperature,
     intervals,
-    logged_figures,
+    measure,
 )
 from deepfake.models import count_parameters
 from deepfake.parallel import Progress
@@ -316,14 +315,15 @@ def _measured(
 
 
 def _at_threshold(verdicts: Tensor, faces: Faces, at_half: SplitFigures) -> SplitFigures:
-    """The figures of other verdicts, (N,) bool; the AUC is of no threshold and stays."""
+    """The figures of other verdicts, (N,) bool; AUC and NLL are of no threshold and stay."""
     sure = torch.where(verdicts, 1.0, -1.0)
     logits = torch.stack([-sure, sure], dim=1)
-    photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
-    accuracy = intervals(logits, faces.labels, photos, ["accuracy"])["accuracy"]
+    figures = measure(logits, faces.labels, [name for name in ROWS if name != "auc"])
+    of_accuracy = {"accuracy": figures["accuracy"]}
+    accuracy = intervals(logits, faces.labels, faces.photos, of_accuracy)["accuracy"]
     return SplitFigures(
         faces=len(faces),
-        metrics={**logged_figures(logits, faces.labels), "auc": at_half.metrics["auc"]},
+        metrics={**at_half.metrics, **figures},
         intervals={**at_half.intervals, "accuracy": (accuracy.low, accuracy.high)},
         confusion=confusion_matrix(logits, faces.labels).rows(),
     )

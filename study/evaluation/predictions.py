@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,7 +73,7 @@ class SplitPredictions:
     def labels(self) -> NDArray[np.int64]:
         return self.faces["label"].to_numpy(copy=True)  # torch takes no read-only array
 
-    @property
+    @cached_property
     def photos(self) -> NDArray[np.int64]:
         """The photo of each face, numbered from 0."""
         return np.asarray(self.faces.groupby(list(PHOTO), observed=True).ngroup(), np.int64)

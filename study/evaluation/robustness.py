@@ -1,19 +1,18 @@
 """How far the finalists fall on test faces under corruptions: a row for each, as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from deepfake.config import TrainConfig
-from deepfake.data import PHOTO, Faces
-from deepfake.metrics import draw_photos, intervals, measure
-from deepfake.transforms import KINDS, SUITE, logits_under
+from deepfake.config import VariantName
+from deepfake.data import Faces
+from deepfake.metrics import intervals, measure
+from deepfake.transforms import KINDS, SUITE, under
 from study.evaluation.finalists import Contender
 from study.evaluation.results import Row
 from study.slots import Training
@@ -36,41 +35,34 @@ def first_seeds(contenders: Sequence[Contender]) -> list[Contender]:
 
 def falls_of(
     training: Training,
-    network: nn.Module,
+    variant: VariantName,
     faces: Faces,
     clean: Tensor,
-    train: TrainConfig,
-    device: torch.device,
+    logits_of: Callable[[Faces], Tensor],
+    draws: NDArray[np.uint16],
 ) -> list[Row]:
     """The rows of one training: clean, then each corruption of the suite.
 
-    clean: its logits (N, 2) for the faces as they are. Intervals are 95 %, of one bootstrap over
-    photos: all rows of all models have the same resamples.
+    clean: its logits (N, 2) for the faces as they are. logits_of: the same of other faces. draws:
+    of draw_photos; intervals are 95 %.
     """
-    named = {**asdict(training), "variant": train.variant}
-    labels = faces.labels
-    photos = np.asarray(faces.table.groupby(list(PHOTO)).ngroup(), np.int64)
-    draws = draw_photos(photos, labels.numpy())
+    named = {**asdict(training), "variant": variant}
     rows: list[Row] = [
         named
         | {"corruption": CLEAN, "level": None, "faces": len(faces)}
-        | _figures(clean, labels, photos, draws)
+        | _figures(clean, faces, draws)
     ]
     for corruption in SUITE.values():
-        logits = logits_under(network, faces, corruption, train, device)
         what = {"corruption": corruption.kind, "level": corruption.value, "faces": len(faces)}
-        rows.append(named | what | _figures(logits, labels, photos, draws))
+        rows.append(named | what | _figures(logits_of(under(faces, corruption)), faces, draws))
     return rows
 
 
-def _figures(
-    logits: Tensor, labels: Tensor, photos: NDArray[np.int64], draws: NDArray[np.uint16]
-) -> dict[str, float]:
+def _figures(logits: Tensor, faces: Faces, draws: NDArray[np.uint16]) -> dict[str, float]:
+    figures = measure(logits, faces.labels, FIGURES)
     found = {}
-    spans = intervals(logits, labels, photos, FIGURES, draws)
-    for figure, value in measure(logits, labels, FIGURES).items():
-        found[figure] = value
-        found[f"{figure}_low"], found[f"{figure}_high"] = spans[figure].low, spans[figure].high
+    for name, span in intervals(logits, faces.labels, faces.photos, figures, draws).items():
+        found |= {name: figures[name], f"{name}_low": span.low, f"{name}_high": span.high}
     return found
 
 

@@ -84,7 +84,7 @@ def test_intervals_are_those_of_a_plain_loop_that_draws_photos():
         if len(set(labels[faces].tolist())) == 2:
             accuracies.append(accuracy_score(labels[faces], predict(logits[faces])))
             aucs.append(roc_auc_score(labels[faces], fake_score(logits[faces])))
-    ours = intervals(logits, labels, photos, NAMES)
+    ours = intervals(logits, labels, photos, measure(logits, labels, NAMES))
     assert ours.keys() == {"accuracy", "auc"}
     for name, values in (("accuracy", accuracies), ("auc", aucs)):
         low, high = np.percentile(values, [2.5, 97.5])
@@ -95,7 +95,8 @@ def test_one_model_on_one_split_has_one_interval():
     logits, labels, photos = with_photos(600, seed=5)
     whole = measure(logits, labels, chosen=CHOSEN)
     found = resample(logits, labels, photos, draw_photos(photos, labels.numpy()), chosen=CHOSEN)
-    for name, interval in intervals(logits, labels, photos, NAMES).items():
+    figures = measure(logits, labels, NAMES)
+    for name, interval in intervals(logits, labels, photos, figures).items():
         assert interval == percentiles(found[name], whole[name])
 
 
@@ -103,8 +104,9 @@ def test_faces_that_are_copies_within_a_photo_widen_the_interval_by_the_root_of_
     # 4 copies of each of 100 faces: 400 faces, but no more than 100 of them know anything
     logits, labels = random_faces(100, seed=5)
     logits, labels = logits.repeat_interleave(4, 0), labels.repeat_interleave(4)
-    by_photo = intervals(logits, labels, np.arange(400) // 4, NAMES)
-    by_face = intervals(logits, labels, np.arange(400), NAMES)
+    figures = measure(logits, labels, NAMES)
+    by_photo = intervals(logits, labels, np.arange(400) // 4, figures)
+    by_face = intervals(logits, labels, np.arange(400), figures)
     for name in ("accuracy", "auc"):
         photo, face = (found[name].high - found[name].low for found in (by_photo, by_face))
         assert photo / face == pytest.approx(2, abs=0.2)  # sqrt(4)
@@ -115,16 +117,16 @@ def test_the_accuracy_interval_has_the_width_of_the_binomials():
     labels = torch.tensor([0, 1] * 200)
     says = labels.clone()
     says[:80] = 1 - says[:80]
-    interval = intervals(logits_of((2.0 * says - 1).tolist()), labels, np.arange(400), NAMES)[
-        "accuracy"
-    ]
+    logits = logits_of((2.0 * says - 1).tolist())
+    interval = intervals(logits, labels, np.arange(400), {"accuracy": 0.8})["accuracy"]
     assert interval.high - interval.low == pytest.approx(0.0784, rel=0.1)
     assert interval.low < 0.8 < interval.high
 
 
 def test_a_perfect_model_has_an_interval_of_no_width():
     labels = torch.tensor([0, 1] * 20)
-    found = intervals(logits_of((2.0 * labels - 1).tolist()), labels, np.arange(40), NAMES)
+    logits = logits_of((2.0 * labels - 1).tolist())
+    found = intervals(logits, labels, np.arange(40), measure(logits, labels, NAMES))
     assert (found["accuracy"].low, found["auc"].low, found["auc"].high) == (1, 1, 1)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.store import Faces, normalise
+from deepfake.training.loop import evaluate
 from deepfake.transforms import corruptions
 from deepfake.transforms.corruptions import (
     KINDS,
@@ -23,7 +24,6 @@ from deepfake.transforms.corruptions import (
     blur,
     corruption_of,
     downscale,
-    logits_under,
     noise,
     robust_faces,
     suite_sha256,
@@ -217,10 +217,10 @@ def test_each_face_has_noise_of_its_own(faces):
     assert len({picture.numpy().tobytes() for picture in noisy}) == len(faces)
 
 
-def test_logits_under_a_corruption_are_of_the_corrupted_pictures(faces):
+def test_logits_of_faces_under_a_corruption_are_of_the_corrupted_pictures(faces):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2))
-    found = logits_under(model, faces, SUITE["jpeg_30"], CONFIG, CPU)
+    found = evaluate(model, under(faces, SUITE["jpeg_30"]), CONFIG, CPU)
     by_hand = model(normalise(jpeg(faces.images, 30))).detach()
     assert torch.allclose(found, by_hand, atol=1e-5)
     assert (model(normalise(faces.images)) - found).abs().max() > 1e-2

@@ -190,6 +190,8 @@ def test_the_final_evaluation_is_counted_to_its_end(
         assert counts[0][0] == 0
         assert counts == sorted(counts)
         assert counts[-1][0] == counts[-1][1] > 0
+        done = [count for count, _ in counts]
+        assert done == list(range(len(done)))  # batch by batch, under corruptions as well
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -80,10 +81,15 @@ def contender(model: str = "slot 3", seed: int = 0) -> Contender:
     return Contender(Training(model, "candidate", 3, seed), nothing, nothing)
 
 
+def rows_of(network: nn.Module, faces: Faces) -> list[Row]:
+    logits_of = partial(evaluate, network, config=CONFIG, device=CPU)
+    draws = draw_photos(faces.photos, faces.labels.numpy())
+    return falls_of(contender().training, "cnn", faces, logits_of(faces), logits_of, draws)
+
+
 @pytest.fixture(scope="module")
 def rows(faces: Faces, network: nn.Module) -> list[Row]:
-    clean = evaluate(network, faces, CONFIG, CPU)
-    return falls_of(contender().training, network, faces, clean, CONFIG, CPU)
+    return rows_of(network, faces)
 
 
 def test_the_clean_row_is_first_and_has_the_ordinary_figures(
@@ -201,8 +207,7 @@ def test_a_corruption_that_is_added_is_measured_and_drawn(
     monkeypatch.setitem(KINDS, "gamma", gamma)
     for level in (0.5, 2):
         monkeypatch.setitem(SUITE, f"gamma_{level}", Corruption("gamma", level))
-    clean = evaluate(network, faces, CONFIG, CPU)
-    now = falls_of(contender().training, network, faces, clean, CONFIG, CPU)
+    now = rows_of(network, faces)
     assert now[: len(rows)] == rows
     assert list(steps(now, "slot 3", "gamma")) == ["0.5", "clean", "2"]
     assert corruption_figures(now)["gamma"].layout.xaxis.title.text == "gamma"
