@@ -1,6 +1,5 @@
 """The MLflow UI, as a process of its own."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -9,14 +8,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from study.config import StudyConfig
+from study.signals import StopSignal
 from study.tracking.store import TrackingError
 from study.tracking.tracker import runs_page
 
 START_S = 120  # MLflow's server imports for seconds, on a busy machine for many
+END_S = 5.0  # from the first signal to SIGKILL: MLflow's server waits for requests without end
+POLL_S = 0.3
 
 
 def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
@@ -38,27 +40,29 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     hosts = f"127.0.0.1:{port},localhost:{port}"
     arguments += ["--allowed-hosts", hosts, "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", *arguments]
+    stop = StopSignal(second_exits=False)
+    stop.listen()  # before there is a server: none may outlive this process
     # a session of its own: a terminal's Ctrl-C reaches this process alone, which ends the group
     server = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
-    stopped: list[int] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        stopped.append(number)
-        os.killpg(server.pid, signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     try:
-        _wait_until_it_answers(server, f"http://127.0.0.1:{port}/health")
-        say(f"MLflow UI of '{config.name}' (Ctrl-C ends it): http://127.0.0.1:{port}/{page}")
-        server.wait()
-    except TrackingError:
-        if not stopped:
-            raise
+        if _answers(server, f"http://127.0.0.1:{port}/health", stop):
+            say(f"MLflow UI of '{config.name}' (Ctrl-C ends it): http://127.0.0.1:{port}/{page}")
+        while server.poll() is None and not stop.asked():
+            time.sleep(POLL_S)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # whatever outlived its parent
-            os.killpg(server.pid, signal.SIGKILL)
-    return 128 + stopped[0] if stopped else 1
+        _end(server)
+    return 1 if stop.number is None else 128 + stop.number
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """The server and all that it started, at once if a request that is never whole holds it up."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def _free_port(port: int) -> int:
@@ -71,15 +75,16 @@ def _free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
+def _answers(server: subprocess.Popen[bytes], url: str, stop: StopSignal) -> bool:
+    """Once it does; False if a signal came first. Raises TrackingError if it never does."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
+    while server.poll() is None and time.monotonic() < deadline:
+        if stop.asked():
+            return False
         try:
             direct.open(url, timeout=5).close()
-            return
+            return True
         except OSError:
-            time.sleep(0.3)
+            time.sleep(POLL_S)
     raise TrackingError(f"the MLflow UI did not start (exit code {server.poll()}): see above")

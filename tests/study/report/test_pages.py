@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -392,7 +393,12 @@ def test_the_ui_ends_with_its_command_and_leaves_no_server(small_study: Folder) 
     assert ui.stdout is not None
     found = re.search(r"127\.0\.0\.1:(\d+)", ui.stdout.readline())
     assert found
-    ui.send_signal(signal.SIGTERM)  # to it alone
-    assert ui.wait(30) == 128 + signal.SIGTERM
+    port = int(found[1])
+    with socket.create_connection(("127.0.0.1", port)) as unfinished:
+        head = f"POST /api/2.0/mlflow/experiments/search HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        unfinished.sendall(f"{head}Content-Length: 99\r\n\r\n".encode())
+        time.sleep(1)
+        ui.send_signal(signal.SIGTERM)  # to it alone
+        assert ui.wait(30) == 128 + signal.SIGTERM
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(found[1]))) != 0
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
