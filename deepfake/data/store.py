@@ -18,7 +18,7 @@ from torch import Tensor
 from deepfake.config import Split
 from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
 from deepfake.data.crops import pixels_of
-from deepfake.data.layouts.openforensics import PHOTO
+from deepfake.data.layouts import PHOTO
 from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
 from deepfake.errors import DataError, writing_data
 from deepfake.files import sha256_of, whole, write_whole

@@ -60,7 +60,7 @@ def falls_of(
 
 def _figures(logits: Tensor, faces: Faces, draws: NDArray[np.uint16]) -> dict[str, float]:
     figures = measure(logits, faces.labels, FIGURES)
-    found = {}
+    found: dict[str, float] = {}
     for name, span in intervals(logits, faces.labels, faces.photos, figures, draws).items():
         found |= {name: figures[name], f"{name}_low": span.low, f"{name}_high": span.high}
     return found
