@@ -143,7 +143,7 @@ def _price_leak(
     local.check(config, os.environ)
     arms = begin_leak(config, baseline, seeds, prepare_study, warn)
     for arm, slots in arms.items():
-        run_reruns(slots, local, ("worker", *words, "--leak", arm))
+        run_reruns(slots, local, words, "--leak", arm)
     return price(arms, baseline, seeds, pick_device(device))
 
 

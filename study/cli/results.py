@@ -97,7 +97,7 @@ def _train_finalists(
 
     local.check(slots.config, os.environ)
     final = begin_final(slots, top, seeds)
-    run_reruns(final, local, ("worker", *words, "--final"))
+    run_reruns(final, local, words, "--final")
     return final
 
 

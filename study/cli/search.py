@@ -3,8 +3,7 @@
 import json
 import os
 from dataclasses import asdict
-from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,10 +28,16 @@ from study.cli.options import (
 )
 from study.cli.workers import (
     command_of,
+    run_slots,
     say_how_it_ended,
     say_what_is_left,
-    worker_environment,
+    show_status,
 )
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
+    from study.launchers import Launcher
+    from study.slots import Slots
 
 
 def run(
@@ -72,16 +77,13 @@ def run(
     if sampler is not None:
         sets += _sampled(load(config, sets).name, sampler)
     loaded = load(config, sets, "preparing")
-    from study.cli.live import StudyView
-    from study.launchers import Placement, launcher_of, run_workers, slurm_dir, submitted
-    from study.slots import check_trials, free_name, grow
-    from study.worker import begin
+    from study.launchers import Placement, launcher_of
+    from study.slots import check_trials, free_name
 
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
     ends = (grace, timeout)
-    placement = Placement(launcher, *local, tuple(slurm or ()), detach, *on_ray, *ends)
-    where = launcher_of(placement)
+    where = launcher_of(Placement(launcher, *local, tuple(slurm or ()), detach, *on_ray, *ends))
     where.check(loaded, os.environ)
     if trials is not None:
         check_trials(trials, loaded)
@@ -92,30 +94,36 @@ def run(
         again = same_command("--new", "--sampler", sets=sets[len(set_ or ()) :])
         loaded = loaded.model_copy(update={"name": name})
     words = study_words(config, sets)
-    slots = begin(loaded, prepare_study, warn)
-    for warning in where.warnings(loaded, os.environ):
+    slots = _begin(loaded, where, trials)
+    say_what_is_left(slots, again)
+    os.environ["DEEPFAKE_STUDY_STORAGE"] = loaded.study.storage.get_secret_value()  # for sbatch
+    os.environ.update(where.variables())
+    ended = run_slots(slots, where, words)
+    if detach and not ended.finished:
+        _say_submitted(loaded, words)
+        raise typer.Exit(DONE)
+    show_status(loaded, ended.records, as_json)
+    raise typer.Exit(say_how_it_ended(ended, again, words))
+
+
+def _begin(config: "StudyConfig", launcher: "Launcher", trials: str | None) -> "Slots":
+    """The slots of the study, created or joined, as many as --trials says."""
+    from study.slots import grow
+    from study.worker import begin
+
+    slots = begin(config, prepare_study, warn)
+    for warning in launcher.warnings(config, os.environ):
         warn(warning)
     if trials is not None:
-        stderr().print(f"study '{loaded.name}' has {grow(slots, trials)} slots now")
-    say_what_is_left(slots, again)
-    storage = loaded.study.storage.get_secret_value()
-    os.environ["DEEPFAKE_STUDY_STORAGE"] = storage  # sbatch hands it on to its jobs
-    os.environ.update(where.variables())
-    ended = run_workers(
-        slots,
-        where,
-        ("worker", *words),
-        partial(worker_environment, storage),
-        StudyView(stderr(), loaded.train.max_epochs),
-    )
-    if detach and not ended.finished:
-        typer.echo(submitted(slurm_dir(loaded)).job_ids[-1])
-        stderr().print(f"submitted; their state: {command_line('jobs', *words)}")
-        raise typer.Exit(DONE)
-    deliver = command_line("sync", *words)
-    raise typer.Exit(
-        say_how_it_ended(loaded.name, ended, loaded.train.max_epochs, again, deliver, as_json)
-    )
+        stderr().print(f"study '{config.name}' has {grow(slots, trials)} slots now")
+    return slots
+
+
+def _say_submitted(config: "StudyConfig", words: tuple[str, ...]) -> None:
+    from study.launchers import slurm_dir, submitted
+
+    typer.echo(submitted(slurm_dir(config)).job_ids[-1])
+    stderr().print(f"submitted; their state: {command_line('jobs', *words)}")
 
 
 def _sampled(name: str, sampler: str) -> list[str]:
@@ -274,9 +282,8 @@ def status(
 ) -> None:
     """Budget, slots by state, the best so far and the baselines."""
     from study.cli.live import StudyView
-    from study.cli.tables import status_table
     from study.launchers import follow
-    from study.slots import is_stopped, join, summary
+    from study.slots import is_stopped, join
 
     loaded = load(config, set_)
     slots = join(loaded)
@@ -287,9 +294,7 @@ def status(
         stderr().print(
             f"stopped by `stop`; go on with: {command_line('run', *study_words(config, set_))}"
         )
-    # a line a slot: with thousands of them, not for nothing
-    table = "" if as_json else status_table(loaded.name, records, loaded.train.max_epochs)
-    show(summary(loaded.name, records), table, as_json)
+    show_status(loaded, records, as_json)
 
 
 def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:

@@ -19,26 +19,40 @@ from study.cli.options import (
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
-    from study.launchers import Ended, Local
+    from study.launchers import Ended, Launcher
     from study.slots import SlotRecord, Slots
 
 USUAL_SEEDS = 3  # fewer give no interval
 
 
-def run_reruns(slots: "Slots", local: "Local", worker: tuple[str, ...]) -> None:
-    """Run the slots that are left; the command ends here, saying it again, if it is stopped."""
+def run_reruns(slots: "Slots", launcher: "Launcher", words: tuple[str, ...], *kind: str) -> None:
+    """Run the slots that are left; the command ends here, saying it again, if it is stopped.
+
+    words: that name the search to every command; kind: options that name its reruns to a worker.
+    """
+    again = same_command()
+    say_what_is_left(slots, again)
+    ended = run_slots(slots, launcher, (*words, *kind))
+    if ended.signal is not None or not ended.finished:
+        show_status(slots.config, ended.records, as_json=False)
+        code = say_how_it_ended(ended, again, words)
+        raise typer.Exit(code if ended.halted else code or OUR_FAULT)
+
+
+def run_slots(slots: "Slots", launcher: "Launcher", words: tuple[str, ...]) -> "Ended":
+    """Start workers and show the study until they have ended. words: of `worker`."""
     from study.cli.live import StudyView
     from study.launchers import run_workers
 
-    name, max_epochs = slots.config.name, slots.config.train.max_epochs
-    again = same_command()
-    say_what_is_left(slots, again)
     storage = slots.config.study.storage.get_secret_value()
-    environment = partial(worker_environment, storage)
-    ended = run_workers(slots, local, worker, environment, StudyView(stderr(), max_epochs))
-    if ended.signal is not None or not ended.finished:
-        code = say_how_it_ended(name, ended, max_epochs, again, again, as_json=False)
-        raise typer.Exit(code if ended.halted else code or OUR_FAULT)
+    environment = partial(_worker_environment, storage)
+    view = StudyView(stderr(), slots.config.train.max_epochs)
+    return run_workers(slots, launcher, ("worker", *words), environment, view)
+
+
+def _worker_environment(storage: str) -> dict[str, str]:
+    """What a worker finds around it, on the machine where this is called."""
+    return {**os.environ, "DEEPFAKE_STUDY_STORAGE": storage}
 
 
 def say_what_is_left(slots: "Slots", again: str) -> None:
@@ -70,20 +84,23 @@ def command_of(
     return command_line("audit", *words, "--leak", *options)
 
 
-def worker_environment(storage: str) -> dict[str, str]:
-    """What a worker finds around it, on the machine where this is called."""
-    return {**os.environ, "DEEPFAKE_STUDY_STORAGE": storage}
-
-
-def say_how_it_ended(
-    name: str, ended: "Ended", max_epochs: int, again: str, deliver: str, as_json: bool
-) -> int:
-    """Print the result of `run`, and the commands for what is left; its exit code."""
+def show_status(config: "StudyConfig", records: "Sequence[SlotRecord]", as_json: bool) -> None:
+    """Print where a study is."""
     from study.cli.tables import status_table
     from study.slots import summary
 
-    show(summary(name, ended.records), status_table(name, ended.records, max_epochs), as_json)
+    # a line a slot: with thousands of them, not for nothing
+    table = "" if as_json else status_table(config.name, records, config.train.max_epochs)
+    show(summary(config.name, records), table, as_json)
+
+
+def say_how_it_ended(ended: "Ended", again: str, words: tuple[str, ...]) -> int:
+    """Print the commands for what is left; the exit code.
+
+    again: the command that goes on. words: that name the search to `sync`.
+    """
     if ended.undelivered:
+        deliver = command_line("sync", *words)
         stderr().print(
             f"entries that wait for MLflow: {ended.undelivered}; once it is back: {deliver}"
         )

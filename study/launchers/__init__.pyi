@@ -1,4 +1,4 @@
-from .base import Placement as Placement
+from .base import Launcher as Launcher, Placement as Placement
 from .launchers import launcher_named as launcher_named, launcher_of as launcher_of
 from .local import Local as Local
 from .monitor import follow as follow

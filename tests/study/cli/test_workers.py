@@ -3,10 +3,14 @@
 import shlex
 from pathlib import Path
 
+import pytest
+
 from deepfake.config import Hyperparameters
 from deepfake.data.prepare import prepare_data
+from study.cli.workers import say_how_it_ended
 from study.config.schema import StudyConfig
 from study.config.siblings import final_of, leak_of
+from study.launchers.run import Ended
 from study.slots.budget import stop_study
 from study.slots.slots import Slots
 from study.slots.study import create_or_join
@@ -80,3 +84,16 @@ def test_a_stopped_worker_of_finalists_says_how_they_go_on(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "study 'sample-final' was stopped by `stop`; go on with: " in done.stderr
     assert printed(done.stderr) == ["evaluate", "--seeds", "4"]
+
+
+def test_entries_that_wait_for_mlflow_are_delivered_by_sync(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended = Ended([], signal=2, undelivered=7)
+    again = "deepfake-study evaluate s.yaml --seeds 3"
+    assert say_how_it_ended(ended, again, ("s.yaml", "--set", "name=a b")) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "entries that wait for MLflow: 7; once it is back: "
+        "deepfake-study sync s.yaml --set 'name=a b'",
+        f"stopped; continue with: {again}",
+    ]
