@@ -116,11 +116,6 @@ def estimate(config: StudyConfig, gpus: Sequence[str | None], workers: int) -> E
     )
 
 
-def _val_passes(config: StudyConfig) -> int:
-    """Over the validation faces, an epoch: they are seen under corruptions, too, for robust_*."""
-    return 1 if config.study.objective == "val_loss" else 2
-
-
 def _frozen(config: StudyConfig) -> list[VariantName]:
     return [variant for variant in config.space.variant if VARIANTS[variant].frozen]
 
@@ -128,13 +123,13 @@ def _frozen(config: StudyConfig) -> list[VariantName]:
 def _to_embed(config: StudyConfig, amount: Amount, variant: VariantName) -> int:
     """Faces, each time that one is embedded, whose features are not on disk yet."""
     work_dir, side = config.data.work_dir, config.train.image_size.of(variant)
-    everyone = amount.train + amount.val * _val_passes(config)
+    everyone = amount.train + amount.val * config.study.val_passes
     if not any((work_dir / "features").glob(f"*_{side}_*")):
         return everyone  # and no weights have to be downloaded to know it
     weights, _ = load_weights(config.train.weights, variant)
-    robust = config.study.objective != "val_loss"
+    backbone = frozen_backbone(variant, weights)
     try:
-        return rows_to_embed(work_dir, side, frozen_backbone(variant, weights), robust=robust)
+        return rows_to_embed(work_dir, side, backbone, robust=config.study.robust)
     except DataError:  # the store has to be built anew: no features are of it
         return everyone
 
@@ -163,7 +158,7 @@ def _paces(config: StudyConfig, gpus: Sequence[str | None], amount: Amount) -> d
     """The median worker's, of all that are timed at once."""
     named = list(dict.fromkeys(gpu for gpu in gpus if gpu is not None))
     devices = ["cpu" if gpu is None else f"cuda:{named.index(gpu)}" for gpu in gpus]
-    val_share = _val_passes(config) * amount.val / amount.train
+    val_share = config.study.val_passes * amount.val / amount.train
     timed = list(in_parallel(partial(_time, config, val_share), devices, len(devices)))
     return {
         kind: sorted((of_one[kind] for of_one in timed), key=lambda pace: pace.face_s)[
@@ -195,7 +190,7 @@ def _disk(
     workers: int,
 ) -> dict[str, int]:
     row_bytes = sum(paces[variant, False].feature_bytes for variant in _frozen(config))
-    embedded = amount.train + amount.val * _val_passes(config)
+    embedded = amount.train + amount.val * config.study.val_passes
     largest = max(pace.checkpoint_bytes for pace in paces.values())
     return {
         "crops": amount.crops_bytes,

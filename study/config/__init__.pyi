@@ -15,7 +15,6 @@ from .schema import (
     OBJECTIVES as OBJECTIVES,
     Choice as Choice,
     Drawn as Drawn,
-    Objective as Objective,
     Range as Range,
     SearchConfig as SearchConfig,
     Space as Space,

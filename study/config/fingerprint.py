@@ -39,14 +39,14 @@ def settings_of(config: StudyConfig) -> dict[str, Any]:
     settings = {"train": train, "space": config.space.model_dump(mode="json")}
     if config.augment is not None:
         settings["augment"] = config.augment.model_dump(mode="json")
-    if config.study.objective != "val_loss":  # what is as usual has no key
-        settings["study"] = {"objective": config.study.objective}
+    # what is as usual has no key
+    unusual = config.study.model_dump(include={"objective", "sampler"}, exclude_defaults=True)
     baselines = {b.name: b.params.model_dump(mode="json") for b in config.baselines.baselines}
     return {
         **dict(flattened(settings)),
         **{f"baselines.{key}": value for key, value in flattened(baselines)},
         "study.seed": config.study.seed,
-        **({} if config.study.sampler == "tpe" else {"study.sampler": config.study.sampler}),
+        **{f"study.{key}": value for key, value in unusual.items()},
     }
 
 
@@ -55,7 +55,7 @@ def fingerprint_of(
 ) -> dict[str, Any]:
     """What must not change while a study runs, by dotted key. No paths, budget or places."""
     corruptions = {}
-    if config.study.objective != "val_loss":
+    if config.study.robust:
         from deepfake.transforms import suite_sha256
 
         corruptions = {"corruptions (sha256)": suite_sha256()}

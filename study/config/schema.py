@@ -258,6 +258,16 @@ class SearchConfig(Frozen):
     lease_s: PositiveInt = 60  # a worker silent for longer has lost its slot
     stall_s: PositiveInt = 1800  # a trial without a batch for longer hangs: that attempt failed
 
+    @property
+    def robust(self) -> bool:
+        """Whether the monitor is of the validation faces under corruptions."""
+        return self.objective == "robust_val_loss"
+
+    @property
+    def val_passes(self) -> int:
+        """Over the validation faces, an epoch."""
+        return 2 if self.robust else 1
+
     @field_validator("storage")
     @classmethod
     def _absolute_sqlite(cls, url: SecretStr) -> SecretStr:

@@ -259,7 +259,7 @@ class Evaluator:
         return math.ceil(faces / (self.config.train.batch_size * EVAL_BATCHES))
 
     def _proofs(self, models: int) -> Steps:
-        passes = 1 if self.inputs.objective == "val_loss" else 2
+        passes = self.config.study.val_passes
         return Steps(self.progress, "prove", models * passes * self.batches("val"))
 
     def _tests(self, models: int, fallen: int) -> Steps:

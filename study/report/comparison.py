@@ -150,7 +150,7 @@ def unlike(config: StudyConfig, prepared: Prepared) -> list[str]:
     ):
         if setting != published:
             found.append(f"train.{key} is {_plain(setting)}, the report's {_plain(published)}")
-    if config.study.objective != "val_loss":  # it picks the epochs of the baselines, too
+    if config.study.robust:  # it picks the epochs of the baselines, too
         found.append(f"study.objective is {config.study.objective}, the report's val_loss")
     if train.weights == "none":
         found.append(f"train.weights is none, the report's {report.weights}")

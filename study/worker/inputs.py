@@ -27,7 +27,7 @@ from deepfake.parallel import Progress
 from deepfake.training import Feed
 from deepfake.transforms import augmented, robust_faces
 from deepfake.variants import VARIANTS
-from study.config import Objective, StudyConfig
+from study.config import StudyConfig
 from study.tracking import Dataset, dataset
 
 
@@ -37,7 +37,7 @@ class Inputs:
 
     prepared: Prepared
     pretrained: Mapping[str, Pretrained]  # by network
-    objective: Objective = "val_loss"
+    under_corruptions: bool = False  # whether validation faces are read so, too
     _faces: dict[tuple[Split, int], Faces] = field(default_factory=dict)
     _backbones: dict[VariantName, Backbone] = field(default_factory=dict)  # frozen ones
 
@@ -57,7 +57,7 @@ class Inputs:
             pretrained = load_pretrained(config.train.weights, config.space.variant)
         for side in config.sides_px if config.kind == "search" else ():
             ensure_store(prepared.work_dir, side, prepared.crops_sha256)
-        return cls(prepared, pretrained, config.study.objective)
+        return cls(prepared, pretrained, config.study.robust)
 
     def begins_from(self, variant: VariantName) -> Pretrained:
         entry = VARIANTS[variant]
@@ -82,7 +82,7 @@ class Inputs:
 
     def robust(self, side: int) -> Faces | None:
         """The validation faces under corruptions, where their loss is the objective."""
-        return robust_faces(self.faces("val", side)) if self.objective != "val_loss" else None
+        return robust_faces(self.faces("val", side)) if self.under_corruptions else None
 
     def material(
         self,
