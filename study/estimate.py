@@ -146,7 +146,7 @@ def _trainings(config: StudyConfig) -> dict[Kind, TrainConfig]:
     found = {}
     with_baseline = {baseline.params.variant for baseline in config.baselines.baselines}
     for variant in config.space.variant:
-        params = config.space.lowest(variant)
+        params = config.space.first_of(variant)
         drawn, fixed = (config.train_config(params, fixed=fixed) for fixed in (False, True))
         found[variant, False] = drawn
         if fixed != drawn and variant in with_baseline:

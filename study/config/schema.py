@@ -82,7 +82,7 @@ def _none_twice(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def _kind(value: object) -> str:
+def _form(value: object) -> str:
     if isinstance(value, dict | Range):
         return RANGE
     return CHOICE if isinstance(value, list | tuple) else FIXED
@@ -94,7 +94,7 @@ def _drawn(value: Any) -> Any:
     """
     choice = Annotated[tuple[value, ...], Field(min_length=1), AfterValidator(_none_twice)]
     tagged = Annotated[value, Tag(FIXED)] | Annotated[choice, Tag(CHOICE)]
-    return Annotated[tagged | Annotated[Range, Tag(RANGE)], Discriminator(_kind)]
+    return Annotated[tagged | Annotated[Range, Tag(RANGE)], Discriminator(_form)]
 
 
 Value = float | int | str | bool
@@ -107,13 +107,16 @@ class SpaceOfVariants(Frozen):
 
     PARAMS: ClassVar[type[Hyperparameters]]
 
-    variant: Annotated[tuple[VariantName, ...], BeforeValidator(_single), Field(min_length=1)]
+    variant: Annotated[
+        tuple[VariantName, ...],
+        BeforeValidator(_single),
+        Field(min_length=1),
+        AfterValidator(_none_twice),
+    ]
 
     @model_validator(mode="after")
     def _each_end_is_possible(self) -> Self:
         """Ends of ranges and each of a choice must be hyperparameters that a training takes."""
-        if len(set(self.variant)) < len(self.variant):
-            raise ValueError(f"variant: {list(self.variant)} names one twice")
         every = {name: drawn for name, drawn in self if name != "variant"}
         first = {name: _ends(drawn)[0] for name, drawn in every.items()}
         for name, drawn in every.items():
@@ -145,7 +148,7 @@ class SpaceOfVariants(Frozen):
         """Of those the ones that are not fixed."""
         return {name: drawn for name, drawn in self.drawn().items() if _varies(drawn)}
 
-    def lowest(self, variant: VariantName) -> Hyperparameters:
+    def first_of(self, variant: VariantName) -> Hyperparameters:
         """One that may be drawn: of each that has no default the first value."""
         first = {
             name: _ends(drawn)[0]
@@ -342,7 +345,7 @@ class StudyConfig(Frozen):
         return self._kind
 
     @property
-    def search(self) -> str:
+    def search_name(self) -> str:
         """The name of the search that it is, or stands beside."""
         return self.name if self.kind == "search" else self.name.removesuffix(f"-{self.kind}")
 

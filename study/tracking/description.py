@@ -23,11 +23,11 @@ def describe(slots: Slots) -> str:
 
 def _of_reruns(config: StudyConfig) -> str:
     if config.kind == "final":
-        said = "Finalists and baselines, trained again by `evaluate --seeds`; tag `search_slot` "
-        said += (
-            f"names the slot of study {config.search}, whose run has the figures and the verdicts."
+        return (
+            "Finalists and baselines, trained again by `evaluate --seeds`; tag `search_slot` "
+            f"names the slot of study {config.search_name}, whose run has the figures and the "
+            "verdicts."
         )
-        return said
     return "A baseline on data split anew, trained by `audit --leak` to price a leak."
 
 

@@ -16,19 +16,19 @@ MakeConfig = Callable[..., StudyConfig]
 
 def test_each_study_beside_a_search_has_its_kind_and_name(make_config: MakeConfig) -> None:
     search = make_config("name=faces")
-    assert (search.kind, search.search) == ("search", "faces")
+    assert (search.kind, search.search_name) == ("search", "faces")
     assert [(study.kind, study.name) for study in all_beside(search)] == [
         ("final", "faces-final"),
         ("leak-photo", "faces-leak-photo"),
         ("leak-face", "faces-leak-face"),
     ]
-    assert {study.search for study in all_beside(search)} == {"faces"}
+    assert {study.search_name for study in all_beside(search)} == {"faces"}
 
 
 def test_a_name_says_nothing_of_the_kind(make_config: MakeConfig) -> None:
     config = make_config("name=faces")
     named_so = config.model_copy(update={"name": "faces-final"})
-    assert (named_so.kind, named_so.search) == ("search", "faces-final")
+    assert (named_so.kind, named_so.search_name) == ("search", "faces-final")
     renamed = final_of(config).model_copy(update={"name": "other"})
     assert renamed.kind == "final"
     assert pickle.loads(pickle.dumps(renamed)).kind == "final"
