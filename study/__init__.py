@@ -4,6 +4,6 @@ Rooms: config, search, storage, slots, tracking, worker, launchers, evaluation, 
 maintenance, cli. Beside them:
 
 signals    a clean end behind SIGINT, SIGTERM, a time-out, a lost parent
-templates  HTML and Markdown from what is beside each room's templates
+templates  the rooms' Jinja templates filled in, to HTML or Markdown
 estimate   what a study will take, in time and disk
 """

@@ -1,4 +1,4 @@
-"""The templates: the HTML report's, how it prints numbers, and those of Markdown."""
+"""Jinja templates filled in: the HTML report's, with its number formats, and Markdown's."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def render(template: Path, content: Mapping[str, Any]) -> str:
-    """The page; every text in content is escaped."""
+    """An HTML page; every text in content is escaped."""
     environment = _environment(template.parent, autoescape=True)
     environment.filters |= {
         "number": number,
@@ -22,7 +22,7 @@ def render(template: Path, content: Mapping[str, Any]) -> str:
 
 
 def markdown(template: Path, content: Mapping[str, Any]) -> str:
-    """A Markdown text, shown by whatever shows it: nothing is escaped."""
+    """A Markdown text; nothing is escaped."""
     environment = _environment(template.parent, keep_trailing_newline=True)
     return environment.get_template(template.name).render(content)
 

@@ -275,7 +275,7 @@ class Slots:
         return bool(missing)
 
     def follow(self, search: "Slots") -> None:
-        """Tie a final study to its search, for good. Raises StudyMismatch if it is another's."""
+        """Tie a study of finalists to its search, for good; StudyMismatch if it is another's."""
         theirs = self._storage.set_study_attr_once(self._study_id, "search", search.study_id)
         if theirs != search.study_id:
             raise StudyMismatch(
@@ -284,7 +284,10 @@ class Slots:
             )
 
     def add_reruns(self, reruns: Sequence[tuple[Training, Hyperparameters]]) -> None:
-        """A slot for each that has none yet, its parameters fixed; of a final study."""
+        """Add a slot for each training that has none yet, with these parameters.
+
+        For studies beside a search: finalists and the two arms of a leak.
+        """
         with self.exclusive():
             records = self.records()
             there = {record.rerun for record in records}

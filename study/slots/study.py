@@ -27,9 +27,9 @@ def create_or_join(
 ) -> Slots:
     """The study of config, created with its slots if it is not there yet.
 
-    Any number of processes may call it at once. A final study has the slots that
-    add_reruns gave it. patient and hurried: see open_storage. Raises StudyMismatch if it was
-    created with other data or settings, naming what differs.
+    Any number of processes may call it at once. A study beside a search is created without slots:
+    add_reruns adds them. patient and hurried: see open_storage. Raises StudyMismatch, which names
+    what differs, if it was created with other data or settings.
     """
     storage = open_storage(config.study, patient=patient, hurried=hurried)
     study = optuna.create_study(

@@ -3,7 +3,7 @@
 rdb         Optuna's RDB storage with atomic claims, and calls that outlive an outage
 queries     the SQL that Optuna has not
 connection  SQLite and PostgreSQL made safe for many processes
-private     what is taken of Optuna without being public there
+private     the private names of Optuna that are used
 retry       back-off while the database is away
 """
 

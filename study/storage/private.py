@@ -1,7 +1,8 @@
-"""All that is taken of Optuna without being public there: an upgrade breaks here, with a name.
+"""Every private name of Optuna that is used: if an upgrade breaks one, it breaks here.
 
-Tables are models (Optuna's own of its RDB). rdb.py overrides _get_trials and _set_trial_param,
-which Optuna's cache calls. tests/study/storage/test_private.py names each and what it needs.
+`models` are the SQLAlchemy tables of Optuna's RDB storage. The one exception is in rdb.py, which
+overrides _get_trials and _set_trial_param, called by Optuna's cache of trials.
+tests/study/storage/test_private.py checks that each is there and does what is needed.
 """
 
 from contextlib import AbstractContextManager

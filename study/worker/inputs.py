@@ -48,10 +48,10 @@ class Inputs:
         prepared: Prepared,
         pretrained: Mapping[str, Pretrained] | None = None,
     ) -> "Inputs":
-        """pretrained: what load_pretrained gave, if it ran. Builds a store that is missing; where
-        all slots are given only once it is read, for they may need one of several.
+        """pretrained: what load_pretrained returned; without it, it is called here.
 
-        Raises ConfigError or DataError.
+        Builds the stores that a search lacks. Those of a study beside it are built when they are
+        first read, for its slots may need only one of them. Raises ConfigError or DataError.
         """
         if pretrained is None:
             pretrained = load_pretrained(config.train.weights, config.space.variant)
