@@ -1,10 +1,11 @@
 """Photos and annotations -> the faces table -> crops, splits, stores.
 
-arrays   rows of an array on disk; where stores lie, and whether there is room for them
+arrays   rows of an array on disk
 crops    each photo decoded once, each face cut to a small JPEG; resumable
 splits   train / val / test, whole photos together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
-store    crops -> one array a resolution, shared through the page cache; normalised batches
+store    crops -> one array a resolution, shared through the page cache
+feed     normalised batches of a store's faces
 layouts  the faces table, and one module a layout that people have: openforensics
 """
 

@@ -1,10 +1,4 @@
-from .arrays import (
-    Rows as Rows,
-    meta_path as meta_path,
-    store_path as store_path,
-    stores_bytes as stores_bytes,
-    writing as writing,
-)
+from .arrays import Rows as Rows, writing as writing
 from .crops import (
     JPEG_QUALITY as JPEG_QUALITY,
     PHOTO_FORMATS as PHOTO_FORMATS,
@@ -17,6 +11,14 @@ from .crops import (
     pixels_of as pixels_of,
     read_photo as read_photo,
     resized as resized,
+)
+from .feed import (
+    IMAGENET_MEAN as IMAGENET_MEAN,
+    IMAGENET_STD as IMAGENET_STD,
+    Change as Change,
+    Faces as Faces,
+    epoch_order as epoch_order,
+    normalise as normalise,
 )
 from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO
 from .layouts.openforensics import (
@@ -45,12 +47,9 @@ from .splits import (
     write_csv as write_csv,
 )
 from .store import (
-    IMAGENET_MEAN as IMAGENET_MEAN,
-    IMAGENET_STD as IMAGENET_STD,
-    Change as Change,
-    Faces as Faces,
     ensure_store as ensure_store,
-    epoch_order as epoch_order,
-    normalise as normalise,
+    meta_path as meta_path,
+    store_path as store_path,
     stored_rows as stored_rows,
+    stores_bytes as stores_bytes,
 )

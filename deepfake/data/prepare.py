@@ -12,7 +12,6 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
-from deepfake.data.arrays import check_room
 from deepfake.data.crops import CutResult, cut_faces, find_photos
 from deepfake.data.layouts import PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
@@ -24,6 +23,7 @@ from deepfake.data.splits import (
     split_faces,
     write_csv,
 )
+from deepfake.data.store import check_room, ensure_store
 from deepfake.errors import DataError, writing_data
 from deepfake.files import sha256_of, write_whole
 from deepfake.parallel import Progress
@@ -107,8 +107,6 @@ def prepare_data(
                     _fill(data, settings, annotations, processes, progress)
     prepared = _load(data.work_dir, settings)
     for side in sides:
-        from deepfake.data.store import ensure_store
-
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
     return prepared
 

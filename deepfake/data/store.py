@@ -1,36 +1,68 @@
-"""Crops -> one uint8 array a resolution on disk, mapped by all workers; batches from it."""
+"""Crops -> one uint8 array a resolution on disk, shared by all workers; whether there is room."""
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock
-from numpy.typing import NDArray
-from torch import Tensor
 
 from deepfake.config import Split
-from deepfake.data.arrays import Rows, check_room, meta_path, store_path, writing
+from deepfake.data.arrays import Rows, writing
 from deepfake.data.crops import pixels_of
-from deepfake.data.layouts import PHOTO
-from deepfake.data.splits import SPLITS_CSV, Opening, ordered, read_split, read_splits_csv
+from deepfake.data.splits import SPLITS_CSV, ordered, read_splits_csv
 from deepfake.errors import DataError, writing_data
-from deepfake.files import sha256_of, whole, write_whole
+from deepfake.files import free_bytes, sha256_of, size_text, unfinished_path, whole, write_whole
 from deepfake.parallel import Progress, available_cores
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# What is done to a batch of pictures on its device before it is normalised: (B, H, W, 3) uint8,
-# which may be written over, the numbers (B,) of its faces, on the CPU, and the pass's generator.
-Change = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
+log = logging.getLogger(__name__)
 
 _ROWS_A_CHUNK = 64
+
+
+def store_path(work_dir: Path, side: int) -> Path:
+    return work_dir / "store" / f"faces_{side}.npy"
+
+
+def meta_path(store: Path) -> Path:
+    """What the store was made of. Written last: without it there is no store."""
+    return store.with_suffix(".json")
+
+
+def stores_bytes(faces: int, sides: Sequence[int]) -> int:
+    """What the stores of those sides take on disk: three bytes a pixel."""
+    return sum(faces * side * side * 3 for side in sides)
+
+
+def check_room(work_dir: Path, faces: int, sides: Sequence[int]) -> None:
+    """Say how large the stores that are not there will be; DataError if the disk is too small.
+
+    work_dir need not be there yet.
+    """
+    missing = [side for side in sides if not meta_path(store_path(work_dir, side)).exists()]
+    if not missing:
+        return
+    needed, free = stores_bytes(faces, missing), _free_bytes(work_dir, missing)
+    needs, has = size_text(needed), size_text(free)
+    each = ", ".join(f"{side} px {size_text(stores_bytes(faces, [side]))}" for side in missing)
+    if free < needed:
+        raise DataError(
+            f"{work_dir}: the stores need {needs} ({each}), {has} are free; make room, or set"
+            " data.work_dir to another disk"
+        )
+    log.info(
+        "stores of %d faces: %s (%s), %s free", faces, size_text(needed), each, size_text(free)
+    )
+
+
+def _free_bytes(work_dir: Path, sides: Sequence[int]) -> int:
+    """Of the disk the stores go to, with what killed builds of these sides hold of it."""
+    unfinished = [unfinished_path(store_path(work_dir, side)) for side in sides]
+    held = sum(path.stat().st_blocks * 512 for path in unfinished if path.exists())
+    return free_bytes(store_path(work_dir, 0).parent) + held  # may be a link to another disk
 
 
 def ensure_store(
@@ -109,121 +141,6 @@ def _write_rows(
                         progress(f"store {side} px", done, len(crops))
             finally:
                 pool.shutdown(cancel_futures=True)
-
-
-def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last, as ImageNet's models expect.
-
-    Within 1e-6 of torchvision's ToTensor and Normalize: x * (1 / 255 std) - mean / std.
-    out: (B, H, W, 3) float32, written to and returned in the other order.
-    """
-    scale, shift = _constants(images.shape[1:3], images.device)
-    flat = (torch.empty(images.shape, device=images.device) if out is None else out).flatten(1)
-    flat.copy_(images.flatten(1))
-    # along whole images: 3 channels alone don't vectorise, and broadcast rows are slower
-    torch.addcmul(shift, flat, scale, out=flat)
-    return flat.view(images.shape).permute(0, 3, 1, 2)
-
-
-@functools.cache
-def _constants(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor(IMAGENET_MEAN, dtype=torch.float64), torch.tensor(IMAGENET_STD)
-    scale, shift = 1 / (255 * std.double()), -mean / std.double()
-    pixels = size[0] * size[1]
-    return scale.float().repeat(pixels).to(device), shift.float().repeat(pixels).to(device)
-
-
-@dataclass(frozen=True, eq=False)
-class Faces:
-    """One split at one resolution."""
-
-    table: pd.DataFrame  # rows of faces.csv, in the order of the images
-    rows: Rows  # (N, side, side, 3) uint8
-    labels: Tensor  # (N,) int64
-    change: Change | None = None  # of every batch
-
-    @classmethod
-    def load(
-        cls, work_dir: Path, split: Split, side: int, opening: Opening | None = None
-    ) -> "Faces":
-        """Raises SplitClosed for a test set without an Opening, DataError if there is no store."""
-        table = read_split(work_dir, split, opening)
-        labels = torch.from_numpy(table["category_id"].to_numpy(np.int64, copy=True))
-        return cls(table, stored_rows(work_dir, split, side), labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def images(self) -> Tensor:
-        """(N, side, side, 3) uint8, mapped from disk; never written to."""
-        return self.rows.mapped()
-
-    @cached_property
-    def photos(self) -> NDArray[np.int64]:
-        """(N,): the photo of each face, numbered from 0."""
-        return np.asarray(self.table.groupby(list(PHOTO)).ngroup(), np.int64)
-
-    def batches(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: (B, 3, side, side) normalised images and (B,) int64 labels, on the device.
-
-        Shuffled by the generator (a CPU one), or in the table's order; the last batch may be
-        smaller. A batch is valid until the next one is asked for: its memory is used again.
-        """
-        order = epoch_order(len(self), generator)
-        labels = torch.split(self.labels[order].to(device), batch_size)
-        chunks = torch.split(order, batch_size)
-
-        def ready(images: Tensor, numbers: Tensor, out: Tensor | None = None) -> Tensor:
-            if self.change is not None:
-                images = self.change(images, numbers, generator)
-            return normalise(images, out)
-
-        on_cuda = device.type == "cuda"
-        images = self._copied(chunks, device, ready) if on_cuda else self._read(chunks, ready)
-        yield from zip(images, labels, strict=True)
-
-    def _read(self, chunks: Sequence[Tensor], ready: Callable[..., Tensor]) -> Iterator[Tensor]:
-        shape = (len(chunks[0]), *self.rows.shape[1:])
-        gathered, normalised = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
-        for numbers in chunks:
-            n = len(numbers)
-            yield ready(self.rows.gather(numbers, gathered[:n]), numbers, normalised[:n])
-
-    def _copied(
-        self, chunks: Sequence[Tensor], device: torch.device, ready: Callable[..., Tensor]
-    ) -> Iterator[Tensor]:
-        """To a GPU: the next batch is gathered and copied while the step on this one runs."""
-        shape = (len(chunks[0]), *self.rows.shape[1:])
-        pinned = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        copied = [torch.cuda.Event() for _ in pinned]  # type: ignore[no-untyped-call]
-        copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-        def copy(number: int) -> Tensor:
-            numbers, turn = chunks[number], number % 2
-            copied[turn].synchronize()  # the copy from this buffer two batches ago has ended
-            gathered = self.rows.gather(numbers, pinned[turn][: len(numbers)])
-            with torch.cuda.stream(copying):
-                images = gathered.to(device, non_blocking=True)
-                copied[turn].record(copying)
-            return images
-
-        following = copy(0)
-        for number in range(len(chunks)):
-            images, computing = following, torch.cuda.current_stream(device)
-            computing.wait_event(copied[number % 2])
-            images.record_stream(computing)  # or its memory is used again under the step
-            normalised = ready(images, chunks[number])
-            if number + 1 < len(chunks):
-                following = copy(number + 1)
-            yield normalised
-
-
-def epoch_order(n: int, generator: torch.Generator | None) -> Tensor:
-    """(n,) row numbers: shuffled by the generator, or in order without one."""
-    return torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
 
 
 def stored_rows(work_dir: Path, split: Split, side: int) -> Rows:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deepfake import export
 from deepfake.config import VariantName
-from deepfake.data.store import normalise
+from deepfake.data.feed import normalise
 from deepfake.errors import DataError, UserError
 from deepfake.export import FORMAT, check_onnx, load_exported, whole_folder, write_onnx
 from deepfake.metrics.classification import fake_probability

@@ -11,9 +11,15 @@ HEAVY = {"torch", "torchvision", "sklearn", "scipy"}
 
 
 @pytest.mark.parametrize(
-    "module", ["deepfake.data.crops", "deepfake.audit.photo_scan", "deepfake.sample.dataset"]
+    "module",
+    [
+        "deepfake.data.crops",
+        "deepfake.data.prepare",
+        "deepfake.audit.photo_scan",
+        "deepfake.sample.dataset",
+    ],
 )
-def test_a_process_that_reads_or_draws_photos_loads_nothing_that_trains(module: str) -> None:
+def test_what_reads_or_draws_photos_loads_nothing_that_trains(module: str) -> None:
     code = f"import sys, {module}; print({HEAVY} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True

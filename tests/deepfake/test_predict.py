@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from deepfake.config import DataConfig
+from deepfake.data.feed import Faces
 from deepfake.data.prepare import prepare_data
-from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, load_exported
 from deepfake.predict import BATCH_FACES, Prediction, Refused, predict

@@ -12,9 +12,9 @@ import yaml
 
 from deepfake.audit.leaks import audit
 from deepfake.config import DataConfig
+from deepfake.data.feed import Faces
 from deepfake.data.prepare import load_prepared, prepare_data
 from deepfake.data.splits import Opening, SplitClosed, read_split
-from deepfake.data.store import Faces
 from deepfake.errors import DataError
 from deepfake.timing import measure_data
 from study.config.load import load_config

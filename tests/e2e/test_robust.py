@@ -13,7 +13,7 @@ from torch import nn
 
 from deepfake.config import Augment, ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 from deepfake.metrics.classification import cross_entropy
 from deepfake.models.build import build_head, build_model, frozen_backbone
 from deepfake.models.features import Features, ensure_features, robust_features

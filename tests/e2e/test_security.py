@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 from deepfake.errors import ConfigError, DataError
 from study.config.load import load_config
 from study.slots.study import join

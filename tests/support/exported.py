@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepfake.config import Hyperparameters, VariantName
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 from deepfake.export import ExportedModel, ModelInfo, Preparation, Trained, write_model
 from deepfake.metrics.classification import fake_probability
 from deepfake.models.build import build_model

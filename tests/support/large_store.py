@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deepfake.data.arrays import meta_path, store_path, writing
+from deepfake.data.arrays import writing
 from deepfake.data.splits import write_csv
+from deepfake.data.store import meta_path, store_path
 from deepfake.files import sha256_of
 
 FACES, SIDE_PX = 150_000, 224
@@ -22,7 +23,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 
 
 def private_mib():

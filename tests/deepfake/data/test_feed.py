@@ -7,7 +7,8 @@ from PIL import Image
 from torchvision import transforms
 
 from deepfake.config import ImageSize, TrainConfig
-from deepfake.data.store import Faces, normalise, store_path
+from deepfake.data.feed import Faces, normalise
+from deepfake.data.store import store_path
 from deepfake.models.build import build_model
 from deepfake.training.loop import fit
 from tests.support.large_store import draw_large_store, private_mib_of_feeding

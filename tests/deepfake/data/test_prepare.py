@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from deepfake.config import DataConfig
+from deepfake.data.feed import Faces
 from deepfake.data.prepare import NotPrepared, Prepared, load_prepared, prepare_data
-from deepfake.data.store import Faces, store_path
+from deepfake.data.store import store_path
 from deepfake.errors import DataError
 from tests.support.photos import draw_set, face, write_json
 

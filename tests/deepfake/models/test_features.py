@@ -13,7 +13,8 @@ import torch
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
-from deepfake.data.store import Faces, ensure_store
+from deepfake.data.feed import Faces
+from deepfake.data.store import ensure_store
 from deepfake.errors import DataError
 from deepfake.models import features
 from deepfake.models.build import build_head, build_model, frozen_backbone

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepfake.config import Augment, ImageSize, TrainConfig
-from deepfake.data.store import Faces, normalise
+from deepfake.data.feed import Faces, normalise
 from deepfake.models.build import build_model
 from deepfake.training.checkpoint import Checkpoints
 from deepfake.training.loop import fit

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
-from deepfake.data.store import Faces, normalise
+from deepfake.data.feed import Faces, normalise
 from deepfake.training.loop import evaluate
 from deepfake.transforms import corruptions
 from deepfake.transforms.corruptions import (

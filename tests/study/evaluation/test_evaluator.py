@@ -17,9 +17,9 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 from deepfake.config import ImageSize, TrainConfig
+from deepfake.data.feed import Faces
 from deepfake.data.prepare import load_prepared
 from deepfake.data.splits import SplitClosed, read_split
-from deepfake.data.store import Faces
 from deepfake.models.build import build_model
 from study.config.load import load_config
 from study.evaluation.evaluator import Evaluator, ProofFailed

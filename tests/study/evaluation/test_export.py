@@ -21,7 +21,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
 from deepfake.config import Hyperparameters
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 from deepfake.export import ExportedModel, load_exported
 from deepfake.models.build import build_model
 from deepfake.training.loop import evaluate

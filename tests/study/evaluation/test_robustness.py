@@ -18,7 +18,7 @@ from torch import nn
 
 from deepfake.config import ImageSize, TrainConfig
 from deepfake.data.arrays import Rows
-from deepfake.data.store import Faces
+from deepfake.data.feed import Faces
 from deepfake.metrics.bootstrap import draw_photos
 from deepfake.metrics.figures import measure, resample
 from deepfake.training.loop import evaluate

@@ -16,8 +16,8 @@ import pynvml
 import pytest
 from mlflow import MlflowClient
 
-from deepfake.data.arrays import store_path
 from deepfake.data.prepare import prepare_data
+from deepfake.data.store import store_path
 from study.config.schema import StudyConfig
 from study.maintenance.checks import driver_version, machine
 from study.maintenance.doctor import Diagnosis, examine
