@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,60 +20,8 @@ from deepfake.config import TrainConfig
 from deepfake.metrics import accuracy, cross_entropy, predict
 from deepfake.reproducibility import autocast, derive_seed, set_precision
 
-Stats = TypeVar("Stats")
-
-
-class Unwanted(Exception):
-    """The report of the epoch before was answered with False: nothing more is to be trained."""
-
-
-class Saving(Generic[Stats]):
-    """Checkpoint, then report, for one epoch at a time: the first in a thread of its own."""
-
-    def __init__(
-        self,
-        pool: ThreadPoolExecutor,
-        save: Callable[[int, dict[str, Any]], None],
-        report: Callable[[Stats], bool],
-    ) -> None:
-        """save is called in the pool's thread, report in the caller's."""
-        self.seconds = 0.0  # that the caller spent here
-        self._pool, self._save, self._report = pool, save, report
-        self._pending: tuple[Future[None], Stats] | None = None
-
-    @classmethod
-    @contextmanager
-    def of(
-        cls, save: Callable[[int, dict[str, Any]], None], report: Callable[[Stats], bool]
-    ) -> Iterator["Saving[Stats]"]:
-        """For a `with`; what is being written when it is left is written to its end."""
-        with ThreadPoolExecutor(1, "checkpoint") as pool:
-            yield cls(pool, save, report)
-
-    def begin(self, epoch: int, stats: Stats, state: dict[str, Any]) -> None:
-        """Save a state that nobody changes any more, and report stats once that is done."""
-        assert self._pending is None
-        self._pending = (self._pool.submit(self._save, epoch, state), stats)
-
-    def settle(self, *, wait: bool = False) -> None:
-        """Report the epoch if it is saved. Raises Unwanted, and what save or report raises."""
-        if self._pending is None:
-            return
-        (saved, stats), started = self._pending, time.perf_counter()
-        if wait or saved.done():
-            self._pending = None
-            saved.result()
-            # amid an epoch: what a report draws must not change the dropout that follows
-            with torch.random.fork_rng(devices=[]):
-                go_on = self._report(stats)
-            self.seconds += time.perf_counter() - started
-            if not go_on:
-                raise Unwanted
-
-
 EVAL_BATCHES = 4  # a validation batch holds this many training batches: no gradients, so it fits
 _INIT = 2**31  # in the place of an epoch, for the seed of the initial weights
-
 
 Ended = Literal["max_epochs", "early_stop", "on_epoch", "diverged"]
 
@@ -135,40 +83,6 @@ class FitResult:
     ended: Ended
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint holds besides model, optimiser and scheduler."""
-
-    history: list[EpochStats] = field(default_factory=list)
-    best_state: dict[str, Tensor] | None = None
-    best_logits: Tensor | None = None
-
-    @property
-    def last(self) -> EpochStats | None:
-        return self.history[-1] if self.history else None
-
-    @property
-    def best(self) -> EpochStats | None:
-        return self.history[self.history[-1].best_epoch] if self.history else None
-
-    def best_with(self, epoch: int, monitor: float) -> tuple[int, float]:
-        """The best epoch and its monitor, with one more; of equals the first."""
-        best = self.best
-        if best is None or monitor < best.monitor:
-            return epoch, monitor
-        return best.epoch, best.monitor
-
-    def add(self, stats: EpochStats, model: nn.Module, logits: Tensor) -> None:
-        self.history.append(stats)
-        if stats.best_epoch == stats.epoch:
-            state = model.state_dict()
-            self.best_state = {name: value.detach().cpu().clone() for name, value in state.items()}
-            self.best_logits = logits
-
-    def result(self, ended: Ended) -> FitResult:
-        return FitResult(self.history, self.best, self.best_state, self.best_logits, ended)
-
-
 def fit(
     build: Callable[[], nn.Module],
     train: Feed,
@@ -195,22 +109,21 @@ def fit(
     """
     set_precision(config, device)
     torch.manual_seed(derive_seed(seed, _INIT))
-    model = build().to(device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    scheduler = ReduceLROnPlateau(
-        optimizer, factor=config.lr_factor, patience=config.lr_patience, threshold=1e-4
-    )
-    progress = _restore(resume, model, optimizer, scheduler)
+    progress = _Progress(build().to(device), config)
+    if resume is not None:
+        progress.restore(resume)
+    model, optimizer = progress.model, progress.optimizer
     verdicts = [on_epoch(stats) for stats in progress.history]
     go_on = verdicts[-1] if verdicts else True
 
     ended: Ended | None = None
-    with Saving.of(save, on_epoch) as saving, suppress(Unwanted):
+    # what is being written when the block is left is written to its end
+    with ThreadPoolExecutor(1, "checkpoint") as pool, suppress(_Unwanted):
+        saving = _Saving(pool, save, on_epoch)
         while (ended := _end(progress.last, config, go_on)) is None:
             epoch = len(progress.history)
             started = time.perf_counter() - saving.seconds
-            lr = optimizer.param_groups[0]["lr"]
+            lr = progress.lr
             tick = _ticks(train, (val, robust), config, on_batch, saving.settle)
             train_loss, train_accuracy = train_one_epoch(
                 model, train, optimizer, config, derive_seed(seed, epoch), device, tick
@@ -225,8 +138,8 @@ def fit(
             if not all(map(math.isfinite, (train_loss, val_loss, monitor))):
                 ended = "diverged"
                 break
-            scheduler.step(monitor)  # after evaluate(): the plateau rule must see this epoch
-            best_epoch, best_val_loss = progress.best_with(epoch, monitor)
+            # after evaluate(): the plateau rule must see this epoch
+            best_epoch, best_val_loss = progress.judge(epoch, monitor)
             seconds = time.perf_counter() - saving.seconds - started
             stats = EpochStats(
                 epoch=epoch,
@@ -241,8 +154,8 @@ def fit(
                 best_val_loss=best_val_loss,
                 robust_val_loss=robust_val_loss,
             )
-            progress.add(stats, model, logits)
-            saving.begin(epoch, stats, _state(progress, model, optimizer, scheduler))
+            progress.add(stats, logits)
+            saving.begin(stats, progress.state())
         saving.settle(wait=True)
     return progress.result(ended or "on_epoch")
 
@@ -296,6 +209,116 @@ def evaluate(
     return torch.cat(logits).cpu()
 
 
+class _Progress:
+    """A training under way: all that a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model = model
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = Adam(
+            trainable, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self._scheduler = ReduceLROnPlateau(
+            self.optimizer, factor=config.lr_factor, patience=config.lr_patience, threshold=1e-4
+        )
+        self.history: list[EpochStats] = []
+        self._best_state: dict[str, Tensor] | None = None
+        self._best_logits: Tensor | None = None
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def last(self) -> EpochStats | None:
+        return self.history[-1] if self.history else None
+
+    @property
+    def best(self) -> EpochStats | None:
+        return self.history[self.history[-1].best_epoch] if self.history else None
+
+    def judge(self, epoch: int, monitor: float) -> tuple[int, float]:
+        """The best epoch and its monitor with this one, of equals the first; may lower the LR."""
+        self._scheduler.step(monitor)
+        best = self.best
+        if best is None or monitor < best.monitor:
+            return epoch, monitor
+        return best.epoch, best.monitor
+
+    def add(self, stats: EpochStats, logits: Tensor) -> None:
+        self.history.append(stats)
+        if stats.best_epoch == stats.epoch:
+            state = self.model.state_dict()
+            self._best_state = {
+                name: value.detach().cpu().clone() for name, value in state.items()
+            }
+            self._best_logits = logits
+
+    def result(self, ended: Ended) -> FitResult:
+        return FitResult(self.history, self.best, self._best_state, self._best_logits, ended)
+
+    def state(self) -> dict[str, Any]:
+        """A copy: it is written while training goes on."""
+        last_is_best = self.last is not None and self.last.bad_epochs == 0
+        # no generator: (seed, epoch) reseeds order and dropout at each epoch's start
+        return {
+            # the same tensors as best_state where they are equal: torch.save writes them once
+            "model": self._best_state if last_is_best else copy.deepcopy(self.model.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "scheduler": copy.deepcopy(self._scheduler.state_dict()),
+            "history": [asdict(stats) for stats in self.history],
+            "best_state": self._best_state,
+            "best_logits": self._best_logits,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """To what state() gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self.history = [EpochStats(**stats) for stats in state["history"]]
+        self._best_state = state["best_state"]
+        self._best_logits = state["best_logits"]
+
+
+class _Unwanted(Exception):
+    """The report of the epoch before was answered with False: nothing more is to be trained."""
+
+
+class _Saving:
+    """Checkpoint, then report, for one epoch at a time: the first in the pool's thread."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        save: Callable[[int, dict[str, Any]], None],
+        report: Callable[[EpochStats], bool],
+    ) -> None:
+        self.seconds = 0.0  # that the caller spent here
+        self._pool, self._save, self._report = pool, save, report
+        self._pending: tuple[Future[None], EpochStats] | None = None
+
+    def begin(self, stats: EpochStats, state: dict[str, Any]) -> None:
+        """Save a state that nobody changes any more, and report stats once that is done."""
+        assert self._pending is None
+        self._pending = (self._pool.submit(self._save, stats.epoch, state), stats)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Report the epoch if it is saved. Raises _Unwanted, and what save or report raises."""
+        if self._pending is None:
+            return
+        (saved, stats), started = self._pending, time.perf_counter()
+        if wait or saved.done():
+            self._pending = None
+            saved.result()
+            # amid an epoch: what a report draws must not change the dropout that follows
+            with torch.random.fork_rng(devices=[]):
+                go_on = self._report(stats)
+            self.seconds += time.perf_counter() - started
+            if not go_on:
+                raise _Unwanted
+
+
 def _ticks(
     train: Feed,
     held_out: Iterable[Feed | None],
@@ -325,38 +348,3 @@ def _end(last: EpochStats | None, config: TrainConfig, go_on: bool) -> Ended | N
     if last.bad_epochs >= config.stop_patience:
         return "early_stop"
     return None if go_on else "on_epoch"
-
-
-def _state(
-    progress: _Progress, model: nn.Module, optimizer: Adam, scheduler: ReduceLROnPlateau
-) -> dict[str, Any]:
-    """A copy: it is written while training goes on."""
-    last_is_best = progress.last is not None and progress.last.bad_epochs == 0
-    # no generator: (seed, epoch) reseeds order and dropout at each epoch's start
-    return {
-        # the same tensors as best_state where they are equal: torch.save writes them once
-        "model": progress.best_state if last_is_best else copy.deepcopy(model.state_dict()),
-        "optimizer": copy.deepcopy(optimizer.state_dict()),
-        "scheduler": copy.deepcopy(scheduler.state_dict()),
-        "history": [asdict(stats) for stats in progress.history],
-        "best_state": progress.best_state,
-        "best_logits": progress.best_logits,
-    }
-
-
-def _restore(
-    state: dict[str, Any] | None,
-    model: nn.Module,
-    optimizer: Adam,
-    scheduler: ReduceLROnPlateau,
-) -> _Progress:
-    if state is None:
-        return _Progress()
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return _Progress(
-        history=[EpochStats(**stats) for stats in state["history"]],
-        best_state=state["best_state"],
-        best_logits=state["best_logits"],
-    )
