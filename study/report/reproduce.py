@@ -1,5 +1,6 @@
 """How a study is made again: its two files and the commands, for the HTML report."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def commands(
         found.append("# the JSONs and photos come first, to the places that study.yaml names")
     else:
         out_dir = _relative(str(config.data.jsons[0].parent), folder)
-        found.append(f"deepfake-study sample {out_dir} {sample}")
+        found.append(f"deepfake-study sample {shlex.quote(out_dir)} {sample}")
     found.append("deepfake-study prepare study.yaml")
     found.append("deepfake-study run study.yaml")
     if finalists:

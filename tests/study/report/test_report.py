@@ -314,7 +314,7 @@ class TestPage:
     def test_the_commands_go_from_the_photos_to_the_page(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
-        config = make_config(f"data.annotations=[{tmp_path}/data/own/Train_poly.json]")
+        config = make_config(f"data.annotations=[{tmp_path}/data/my own/Train_poly.json]")
         finalists = [
             SimpleNamespace(slot=slot, role=role, seed=seed)
             for slot, role in ((7, "candidate"), (9, "candidate"), (0, "baseline"))
@@ -326,7 +326,7 @@ class TestPage:
         )
         assert found[0] == f"git checkout {'a' * 40}  # its files were changed"
         assert found[3:] == [
-            "deepfake-study sample data/own --photos 24 --seed 7",
+            "deepfake-study sample 'data/my own' --photos 24 --seed 7",
             "deepfake-study prepare study.yaml",
             "deepfake-study run study.yaml",
             "deepfake-study evaluate study.yaml --top 2 --seeds 3 --no-corruptions",
