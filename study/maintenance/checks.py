@@ -102,11 +102,11 @@ def places(config: StudyConfig) -> dict[str, Path]:
 def _gpus(config: StudyConfig) -> Iterator[Finding]:
     if (driver := driver_version()) is None:
         if config.train.precision == "bf16":
-            what = "no GPU here, and train.precision bf16 needs one"
+            what = "no NVIDIA GPU seen, and train.precision bf16 needs one"
             remedy = "set train.precision to fp32, or run it on a GPU"
             yield Finding("machine", "note", what, remedy)
         else:
-            yield Finding("machine", "ok", "no GPU: trainings run on the CPU")
+            yield Finding("machine", "ok", "no NVIDIA GPU seen: trainings run on the CPU")
         return
     import torch  # where there is a GPU, only torch can tell whether it can use it
 
@@ -128,8 +128,11 @@ def driver_version() -> str | None:
         return None
     try:
         pynvml.nvmlInit()
-        has_gpu, driver = pynvml.nvmlDeviceGetCount() > 0, pynvml.nvmlSystemGetDriverVersion()
-        pynvml.nvmlShutdown()
+        try:
+            has_gpu = pynvml.nvmlDeviceGetCount() > 0
+            driver = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:  # no driver here, or one that does not work
         return None
     return str(driver) if has_gpu else None

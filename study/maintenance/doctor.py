@@ -210,11 +210,16 @@ def _unmatched(
         if record.run_id is None:
             lost = record.state == "complete"  # others may have ended before they began
             what = f"slot {record.number} is {record.state} and has no run: nothing was said of it"
-            again = (
-                "its weights are lost: train it again by deepfake-study enqueue CONFIG --params"
-            )
-            yield Finding("mlflow", "wrong" if lost else "note", what, again if lost else None)
+            again = _train_again(record) if lost else None
+            yield Finding("mlflow", "wrong" if lost else "note", what, again)
     yield from _lost([record for record in missing if record.run_id is not None], uri)
+
+
+def _train_again(record: SlotRecord) -> str:
+    assert record.params is not None
+    params = ",".join(f"{name}={value}" for name, value in record.params.model_dump().items())
+    enqueue = f"deepfake-study enqueue CONFIG --params {params}"
+    return f"its weights are lost: train the same parameters again with: {enqueue}"
 
 
 def _lost(records: list[SlotRecord], uri: str) -> Iterator[Finding]:

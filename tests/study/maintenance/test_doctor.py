@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from deepfake.data.store import store_path
 from study.config.schema import StudyConfig
 from study.maintenance.checks import driver_version, machine
 from study.maintenance.doctor import Diagnosis, examine
+from study.slots.budget import given_params
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.storage.connection import has_tables
@@ -97,6 +99,19 @@ def test_an_empty_database_file_stays_empty(make_config: MakeConfig, tmp_path: P
         (tmp_path / name).touch()
     examine(make_config(), fix=True)
     assert [(tmp_path / name).stat().st_size for name in ("study.db", "mlflow.db")] == [0, 0]
+
+
+def test_a_slot_without_a_run_is_trained_again_by_the_command_that_is_said(
+    slots: Slots,
+) -> None:
+    slot = slots.claim("host:1")
+    assert slot is not None
+    slots.complete(slot, 0.6)
+    (finding,) = [f for f in examine(slots.config).findings if "has no run" in f.what]
+    assert finding.level == "wrong"
+    assert finding.remedy is not None
+    *_, params = shlex.split(finding.remedy)
+    assert given_params(params, slots.config.space) == slots.records()[0].params
 
 
 def claim_and_hang(config: StudyConfig) -> None:
@@ -272,7 +287,10 @@ def test_a_driver_is_one_that_has_a_gpu(
     monkeypatch.setattr("pynvml.nvmlInit", lambda: None)
     monkeypatch.setattr("pynvml.nvmlShutdown", lambda: None)
     monkeypatch.setattr("pynvml.nvmlSystemGetDriverVersion", lambda: "580.65.06")
-    for gpus, line in ((1, "driver 580.65.06 has a GPU, torch "), (0, "no GPU: trainings run")):
+    for gpus, line in (
+        (1, "driver 580.65.06 has a GPU, torch "),
+        (0, "no NVIDIA GPU seen: trainings run"),
+    ):
         monkeypatch.setattr("pynvml.nvmlDeviceGetCount", lambda gpus=gpus: gpus)
         assert any(finding.what.startswith(line) for finding in machine(make_config()))
 
