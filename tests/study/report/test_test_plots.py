@@ -101,6 +101,18 @@ def test_the_difference_to_each_baseline_has_its_interval_if_there_is_one() -> N
     assert bars == [(0.25, 0.375), (0, 0)]
 
 
+def test_a_long_name_is_broken_behind_its_last_underscore_where_it_is_a_tick() -> None:
+    names: Any = ("mobilenet_v2_finetuned", "mobilenet_v2_fro", "slot 7")
+    comparisons = [compared(name, Welch(0.5, None, None, None, None)) for name in names]
+    figure = differences_figure(comparisons, dict.fromkeys(names, "cnn"))
+    assert list(figure.layout.yaxis.tickvals) == [*names]
+    assert list(figure.layout.yaxis.ticktext) == [
+        "mobilenet_v2_<br>finetuned",
+        "mobilenet_v2_fro",  # as long as there is room for
+        "slot 7",
+    ]
+
+
 def test_accuracy_stands_beside_what_the_report_printed_of_that_model() -> None:
     accuracy = Figure(0.75, 0.5, 0.875, None, [0.75])
     models = [measured(name, 7, accuracy=accuracy) for name in ("slot 7", "cnn")]
