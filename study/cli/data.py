@@ -97,10 +97,11 @@ def audit(
     from deepfake.data import prepare_data
     from study.cli.live import progress_bars
     from study.cli.tables import audit_table, leak_lines, price_table
-    from study.evaluation import baseline_of
 
     data = loaded.data
     if leak:
+        from study.evaluation import baseline_of
+
         baseline = baseline_of(loaded, baseline)  # before hours of reading
     with progress_bars(stderr()) as advance:
         prepare_data(data, progress=advance)  # without its stores: the audit reads photos
