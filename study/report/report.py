@@ -21,18 +21,10 @@ from deepfake.files import write_whole
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig, fingerprint_of
 from study.evaluation import Evaluated, evaluation_of
-from study.report import search_plots as charts
+from study.report import search_plots
 from study.report.comparison import compare, hashes, refuse_other_settings
 from study.report.data_section import LABEL_COLOURS, data_sheet
 from study.report.reproduce import commands, reproducible
-from study.report.search_plots import (
-    LINES,
-    parallel_figure,
-    pruning_figure,
-    shown,
-    spared,
-    stops,
-)
 from study.report.test_plots import CANDIDATES, candidate_symbols, corruption_figures
 from study.report.test_section import tested_content
 from study.slots import STATES, SlotRecord, Slots, best_of, incumbents, ranked
@@ -65,7 +57,7 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
     evaluation = evaluation_of(slots)
     tested, tested_figures = tested_content(evaluation, tracker)
     finalists = evaluation.finalists if evaluation else []
-    shares = charts.importances(slots.study, config.space)
+    shares = search_plots.importances(slots.study, config.space)
     figures = _figures(records, config, witness["curves"], shares)
     corruptions = (evaluation and evaluation.corruptions) or []
     figures |= _corruption_figures(corruptions)
@@ -94,8 +86,8 @@ def _content(slots: Slots, now: datetime) -> dict[str, Any]:
         "figures": {name: figure["layout"]["height"] for name, figure in figures.items()},
         "figures_json": _json(figures),
         "plotly_js": Markup(get_plotlyjs()),
-        "curves_json": _json(charts.drawable(records, witness["curves"])),
-        "hovers_json": _json(charts.hovers(records, config.train.max_epochs)),
+        "curves_json": _json(search_plots.drawable(records, witness["curves"])),
+        "hovers_json": _json(search_plots.hovers(records, config.train.max_epochs)),
         **origin,
     }
 
@@ -109,8 +101,8 @@ def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, 
         "max_epochs": max_epochs,
         "best": best,
         "incumbents": incumbents(records),
-        "spared": spared(records, max_epochs),
-        "stops": stops(records),
+        "spared": search_plots.spared(records, max_epochs),
+        "stops": search_plots.stops(records),
         "slot_seconds": sum(record.seconds or 0 for record in records),
         "loss_name": OBJECTIVES[config.study.objective],
         "best_baseline": best_of([record for record in records if record.baseline]),
@@ -122,10 +114,10 @@ def _of_search(config: StudyConfig, records: Sequence[SlotRecord]) -> dict[str, 
         "label_colours": dict(zip(LABELS, LABEL_COLOURS, strict=True)),
         "published": {b.params.variant: b for b in baselines.baselines if b.published is not None},
         "variant_of": {b.name: b.params.variant for b in baselines.baselines},
-        "shown": shown(records),
+        "shown": search_plots.shown(records),
         "top": {record.number for record in ranked(records)[:10]},
-        "most_lines": LINES,
-        "min_for_importances": charts.MIN_FOR_IMPORTANCES,
+        "most_lines": search_plots.LINES,
+        "min_for_importances": search_plots.MIN_FOR_IMPORTANCES,
     }
 
 
@@ -195,24 +187,24 @@ def _counted(tags: Sequence[Mapping[str, str]], key: str) -> dict[str, int]:
 def _figures(
     records: Sequence[SlotRecord],
     config: StudyConfig,
-    curves: Mapping[int, charts.Curves],
+    curves: Mapping[int, search_plots.Curves],
     shares: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Every figure by the id of its place in the page."""
     figures = {}
-    if (history := charts.history_figure(records)) is not None:
+    if (history := search_plots.history_figure(records)) is not None:
         figures["history"] = history
-    if (pruning := pruning_figure(records, config.train.max_epochs)) is not None:
+    if (pruning := search_plots.pruning_figure(records, config.train.max_epochs)) is not None:
         figures["pruning"] = pruning
-    if (parallel := parallel_figure(records, config.space)) is not None:
+    if (parallel := search_plots.parallel_figure(records, config.space)) is not None:
         figures["parallel"] = parallel
-    for name, figure in charts.slice_figures(records, config.space).items():
+    for name, figure in search_plots.slice_figures(records, config.space).items():
         figures[f"slice-{name}"] = figure
     if shares is not None:
-        figures["importances"] = charts.importances_figure(shares)
+        figures["importances"] = search_plots.importances_figure(shares)
     for quantity in ("loss", "accuracy"):
-        if any(curve.keys() & charts.validated(quantity) for curve in curves.values()):
-            figures[f"curves-{quantity}"] = charts.curves_figure(curves, quantity)
+        if any(curve.keys() & search_plots.validated(quantity) for curve in curves.values()):
+            figures[f"curves-{quantity}"] = search_plots.curves_figure(curves, quantity)
     return {name: figure.to_plotly_json() for name, figure in figures.items()}
 
 
