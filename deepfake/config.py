@@ -161,7 +161,10 @@ _Side = Annotated[int, Field(ge=32, le=1024)]
 
 
 class ImageSize(Frozen):
-    """Side of the square input, px, by what variants call theirs. Further ones have no default."""
+    """Side of the square input in px, by the key that a variant names.
+
+    The key of a further variant has no default.
+    """
 
     model_config = ConfigDict(extra="allow")  # the sides that VARIANTS name, no other
     __pydantic_extra__: dict[str, _Side]
@@ -292,9 +295,7 @@ class Hyperparameters(Frozen):
     # in the variant's head
     dropout: float = Field(ge=0, lt=1, json_schema_extra=_SHARE)
     # times each p of augment; None if it is not drawn
-    augment_p: Probability | None = Field(
-        default=None, exclude_if=lambda value: value is None, json_schema_extra=_SHARE
-    )
+    augment_p: Annotated[Probability | None, Field(json_schema_extra=_SHARE)] = Unset
 
     def printed(self, *, short: bool = False) -> dict[str, str]:
         """Each but the variant, by its name or short title, in its format; none that is unset."""

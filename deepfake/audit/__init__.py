@@ -2,7 +2,7 @@
 
 leaks            photos in two splits, faces nearly alike
 photo_scan       one reading of each photo for all that the audit asks
-perceptual_hash  faces that look alike, by 64 bits each
+perceptual_hash  pictures that look alike, whatever they were saved as
 shortcuts        what tells the label without the face: size, colours, encoding, surroundings
 """
 

@@ -1,4 +1,4 @@
-"""Which pictures are one and the same, whatever they were saved as: 256 bits each, compared."""
+"""Pictures that look alike, whatever they were saved as: 256 bits of each, compared."""
 
 import numpy as np
 from numpy.typing import NDArray
