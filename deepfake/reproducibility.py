@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepfake.config import TrainConfig
+from deepfake.config import TrainConfig, TrainSettings
 from deepfake.errors import ConfigError, UserError
 
 if TYPE_CHECKING:  # not loaded for a seed, which is all that most who come here want
@@ -42,10 +42,15 @@ def autocast(config: TrainConfig, device: "torch.device") -> AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def set_precision(config: TrainConfig, device: "torch.device") -> None:
-    """Full fp32 or, where bf16 asks for speed, TF32 too. Raises ConfigError for bf16 on a CPU."""
+def check_precision(config: TrainSettings, device: "torch.device") -> None:
+    """Raises ConfigError for bf16 on a CPU."""
     if config.precision == "bf16" and device.type != "cuda":
-        raise ConfigError("train.precision: bf16 needs CUDA and this device is the CPU; use fp32")
+        raise ConfigError(f"train.precision: bf16 needs CUDA, the device is {device}; set fp32")
+
+
+def set_precision(config: TrainConfig, device: "torch.device") -> None:
+    """Full fp32 or, where bf16 asks for speed, TF32 too. Raises as check_precision."""
+    check_precision(config, device)
     _allow_tf32(config.precision == "bf16")
 
 

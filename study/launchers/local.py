@@ -13,7 +13,7 @@ import torch
 
 from deepfake.errors import UserError
 from deepfake.parallel import available_cores
-from deepfake.reproducibility import pick_device
+from deepfake.reproducibility import check_precision, pick_device
 from study.config import StudyConfig
 from study.launchers.base import (
     MAX_RESTARTS,
@@ -28,7 +28,7 @@ from study.launchers.base import (
     new_log,
 )
 from study.launchers.forked import ForkedWorker, ForkServer, fork_server
-from study.worker import check_precision, worker_name
+from study.worker import worker_name
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Local(Launcher):
 
     def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
         gpus = self.gpus(env)  # may refuse
-        check_precision(config, torch.device("cpu" if None in gpus else "cuda"))
+        check_precision(config.train, torch.device("cpu" if None in gpus else "cuda"))
 
     def warnings(self, config: StudyConfig, env: Mapping[str, str]) -> Iterator[str]:
         cores, threads = available_cores(), config.train.threads

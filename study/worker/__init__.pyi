@@ -2,7 +2,6 @@ from .inputs import Inputs as Inputs
 from .objective import hardware as hardware
 from .setup import (
     begin as begin,
-    check_precision as check_precision,
     checkpoints_of as checkpoints_of,
     set_up as set_up,
     study_fingerprint as study_fingerprint,

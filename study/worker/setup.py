@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deepfake.data import Prepared
-from deepfake.errors import ConfigError
+from deepfake.reproducibility import check_precision
 from deepfake.training import Checkpoints, check_writable
 from study.config import StudyConfig, fingerprint_of
 from study.slots import Slots, create_or_join
@@ -30,13 +30,8 @@ def set_up(config: StudyConfig, device: "torch.device") -> None:
     """Before the first operation: threads are part of what makes a curve repeatable."""
     import torch
 
-    check_precision(config, device)
+    check_precision(config.train, device)
     torch.set_num_threads(config.train.threads)
-
-
-def check_precision(config: StudyConfig, device: "torch.device") -> None:
-    if config.train.precision == "bf16" and device.type != "cuda":
-        raise ConfigError(f"train.precision: bf16 needs CUDA, this worker's device is {device}")
 
 
 def study_fingerprint(config: StudyConfig, inputs: "Inputs") -> dict[str, object]:
