@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from study.cli import data, maintenance, results, search
-from study.cli.options import MENDABLE
+from study.cli.options import MENDABLE, PasteableFormatter, pasteable
 
 # MLflow reads these when it is first imported; what the user has set stands
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -73,7 +73,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """The console script: exit codes as the README has them, no traceback for what is mendable."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PasteableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in (
         "alembic",
         "mlflow",
@@ -91,7 +93,7 @@ def main() -> None:
         if line is None:
             raise
         if line:  # empty: typer has shown the help
-            sys.stderr.write(f"error: {line}\n")
+            sys.stderr.write(f"error: {pasteable(line)}\n")
         code = MENDABLE
     sys.exit(code)
 

@@ -1,12 +1,15 @@
 """What keeps a study well: what is wrong with it, and what it no longer needs."""
 
 import re
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from study.cli.options import DONE, MENDABLE, Config, Json, Set, load, show, stderr
+from study.cli.options import DONE, MENDABLE, Config, Json, Set, load, pasteable, show, stderr
+
+if TYPE_CHECKING:
+    from study.maintenance import Finding
 
 
 def doctor(
@@ -25,8 +28,14 @@ def doctor(
 
     with progress_bars(stderr()) as advance:
         found = examine(loaded, fix=fix, progress=advance)
+    found = replace(found, findings=[_pasteable(finding) for finding in found.findings])
     show(asdict(found) | {"healthy": found.healthy}, doctor_table(found), as_json)
     raise typer.Exit(DONE if found.healthy else MENDABLE)
+
+
+def _pasteable(finding: "Finding") -> "Finding":
+    remedy = None if finding.remedy is None else pasteable(finding.remedy)
+    return replace(finding, what=pasteable(finding.what), remedy=remedy)
 
 
 def gc(

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ Interval = Annotated[
 
 def load(path: Path, overrides: Sequence[str] | None, doing: str = "") -> "StudyConfig":
     """The study of a command line. doing: said at once, before imports that take seconds."""
+    _study.set(study_words(path, overrides))
     from study.config import load_config
 
     storage = os.environ.get("DEEPFAKE_STUDY_STORAGE")
@@ -77,6 +79,25 @@ def study_words(config: Path, set_: Sequence[str] | None) -> tuple[str, ...]:
     """CONFIG and its --set options: what names a study to every command, a worker's too."""
     overrides = [override for override in set_ or () if not _is_storage(override)]
     return (str(config), *(word for override in overrides for word in ("--set", override)))
+
+
+# the study that this process's command is about, as it was typed
+_study: ContextVar[tuple[str, ...]] = ContextVar("study", default=("CONFIG",))
+
+
+def pasteable(text: str) -> str:
+    """With the YAML and the --set options that were typed where a command in it says CONFIG."""
+    typed = shlex.join(_study.get())
+    return re.sub(
+        r"(?<=deepfake-study )([a-z]+) CONFIG\b", lambda found: f"{found[1]} {typed}", text
+    )
+
+
+class PasteableFormatter(logging.Formatter):
+    """Of the log: its commands can be pasted, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return pasteable(super().format(record))
 
 
 def command_line(name: str, *words: str) -> str:
@@ -126,4 +147,5 @@ def show(document: Any, table: "RenderableType", as_json: bool) -> None:
     # a pipe has no width: never cut a table there
     width = None if sys.stdout.isatty() else 200
     console = Console(markup=False, highlight=False, width=width)
-    console.print(table, soft_wrap=isinstance(table, str))  # commands are there to be copied
+    # commands are there to be copied: a line that has one is as long as it is
+    console.print(table, soft_wrap=isinstance(table, str), crop=False)

@@ -138,7 +138,7 @@ def doctor_table(found: "Diagnosis") -> Group:
     styles = {"ok": "green", "note": "yellow", "wrong": "bold red"}
     lines = []
     for finding in found.findings:
-        line = Text(f"{finding.level:<6}", styles[finding.level])
+        line = Text(f"{finding.level:<6}", styles[finding.level], no_wrap=True, overflow="ignore")
         line.append(f"{finding.area:<8} {finding.what}", "default not bold")
         if finding.remedy:
             line.append(f"; mend it: {finding.remedy}", "cyan not bold")

@@ -132,7 +132,8 @@ def check(mistake: Mistake, folder: Folder) -> None:
     with ExitStack() as stack:
         made = mistake.make(folder, stack) or ""
         before = contents(folder.path)
-        fill = {"path": str(folder.path), "made": made, "password": PASSWORD}
+        study = shlex.join(folder.arguments("")[1:])
+        fill = {"path": str(folder.path), "made": made, "password": PASSWORD, "study": study}
         name, *options = shlex.split(mistake.typed.format(**fill))
         bare = name.endswith("!")  # takes no YAML
         call = folder.typed if bare else folder.call

@@ -217,7 +217,7 @@ PLACES = {
     "no ray": Mistake(
         "run --launcher ray", ("pip install 'deepfake-study[ray]'",), without("ray")
     ),
-    "no study": Mistake("status", ("no study was started here yet", "deepfake-study run CONFIG")),
+    "no study": Mistake("status", ("no study was started here yet", "deepfake-study run {study}")),
     "no device": Mistake("worker --device cuda:63", ("--device cuda:63: this machine has",)),
     "a device of no kind": Mistake("worker --device tpu", ("--device tpu: must be cpu, cuda or",)),
 }

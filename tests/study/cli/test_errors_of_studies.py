@@ -22,7 +22,7 @@ from tests.support.mistakes import Mistake, check, disk, file, taken_port, witho
 from tests.support.photos import draw_photo, huge_png
 from tests.support.runs import Folder
 
-NEW = "begin a new study: deepfake-study run CONFIG --new"
+NEW = "begin a new study: deepfake-study run {study}"
 BEGUN = {
     "other settings": Mistake(
         "run --set space.lr.high=0.5 --set study.seed=3 --set train.batch_size=8",
@@ -31,6 +31,7 @@ BEGUN = {
             "(space.lr.high was 0.01, is 0.5; study.seed was 0, is 3; ",
             "train.batch_size was 32, is 8)",
             NEW,
+            " --set train.batch_size=8 --new",
         ),
     ),
     "other crops": Mistake(
@@ -51,7 +52,9 @@ BEGUN = {
     "no trial": Mistake("evaluate --trial 99", ("--trial 99: the slots are 0 to 13",)),
     "no trial to keep": Mistake("export --out m --trial 99", ("--trial 99: the slots are 0 to",)),
     "a trial to come": Mistake("evaluate --trial 3", ("--trial 3: it is waiting",)),
-    "unfinished": Mistake("evaluate", ("has 14 unfinished slots", "deepfake-study run CONFIG")),
+    "unfinished": Mistake(
+        "evaluate", ("has 14 unfinished slots", "finish it first with: deepfake-study run {study}")
+    ),
     "not evaluated": Mistake("compare", ("was not evaluated yet", "deepfake-study evaluate")),
     "nothing to keep": Mistake("export --out m", ("has no complete slot to export",)),
     "kept before": Mistake("export --out photos", ("photos: is there already; name another",)),

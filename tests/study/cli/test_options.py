@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from study.cli.options import command_line, same_command, seconds, study_words
+from study.cli.options import command_line, load, pasteable, same_command, seconds, study_words
 from study.slots.study import create_or_join
 from tests.support.runs import Folder
 
@@ -74,3 +74,21 @@ def test_a_command_is_printed_as_it_must_be_typed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"--set 'data.annotations=[{folder.path}/photos/Train_poly.json]'" in done.stdout
     assert "--set 'train.image_size={cnn: 32, mobilenet_v2: 33}'" in done.stdout
+
+
+def test_a_command_of_another_room_gets_the_study_that_was_typed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "my study", 0)
+    load(folder.config, folder.overrides)
+    said = pasteable("gone; deepfake-study sync CONFIG, or deepfake-study doctor CONFIG --fix")
+    sync, doctor = said.removeprefix("gone; ").split(", or ")
+    assert shlex.split(sync) == ["deepfake-study", *folder.arguments("sync")]
+    assert shlex.split(doctor) == ["deepfake-study", *folder.arguments("doctor", "--fix")]
+
+
+def test_doctor_says_commands_that_can_be_pasted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 12)
+    done = folder.call("doctor")
+    prepare = shlex.join(["deepfake-study", *folder.arguments("prepare")])
+    assert f"not prepared yet; mend it: {prepare}\n" in done.stdout
+    finding = next(f for f in folder.json("doctor")["findings"] if f["area"] == "data")
+    assert finding["remedy"] == prepare

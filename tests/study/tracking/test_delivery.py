@@ -1,6 +1,7 @@
 """The thread that carries the spool to MLflow, and `sync`: real stores, real outages."""
 
 import logging
+import shlex
 import shutil
 import sqlite3
 import time
@@ -304,7 +305,8 @@ def test_evaluate_and_report_name_sync_while_entries_wait(
         done = small_study.call("evaluate")
         assert done.returncode == 2
         assert f"slot {best}: 1 entries wait for MLflow in {spool.folder}" in done.stderr
-        assert "deliver them with: deepfake-study sync CONFIG" in done.stderr
+        sync = shlex.join(["deepfake-study", *small_study.arguments("sync")])
+        assert f"deliver them with: {sync}" in done.stderr
         done = small_study.call("report", "--out", "waits.html")
         assert done.returncode == 0, done.stderr
         page = (small_study.path / "waits.html").read_text()
