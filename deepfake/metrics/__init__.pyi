@@ -25,7 +25,6 @@ from .classification import (
 from .figures import (
     METRICS as METRICS,
     MIN_REALS as MIN_REALS,
-    Metric as Metric,
     logged_figures as logged_figures,
     measure as measure,
     resample as resample,

@@ -67,7 +67,6 @@ class Metric:
     lower_is_better: bool = False
     of_choice: bool = False  # takes the temperature or the threshold that validation chose
     min_reals: int = 0  # of so few real faces there is no such figure
-    decimals: int = 3
     # compare's table of predictions, the report's page; MLflow has it of each training
     places: tuple[Place, ...] = ("table", "page")
 

@@ -16,7 +16,6 @@ from study.slots import STATES, SlotRecord, best_of
 if TYPE_CHECKING:
     from deepfake.audit import Audit
     from deepfake.data import Summary
-    from deepfake.metrics import Metric
     from study.estimate import Estimate
     from study.evaluation import Analysis, Evaluation, Figure, Price
     from study.maintenance import Collected, Diagnosis, Usage
@@ -248,7 +247,7 @@ def _figures_table(found: "Analysis", figures: Sequence[str]) -> Table:
     headings = (METRICS[name].heading for name in figures)
     table = _table("model", "seeds", *headings, title=f"split {found.split}: {counts}")
     for model in found.models:
-        cells = [_with_interval(model.figures.get(name), METRICS[name]) for name in figures]
+        cells = [_with_interval(model.figures.get(name)) for name in figures]
         style = "dim" if model.role == "diagnostic" else None
         style = "bold" if model.model == found.best else style
         table.add_row(model.model, str(len(model.seeds)), *cells, style=style)
@@ -273,13 +272,10 @@ def analysis_table(found: "Analysis") -> Group:
     return Group(table, *verdicts, printed, *(Text(note, "dim") for note in notes))
 
 
-def _with_interval(figure: "Figure | None", metric: "Metric") -> str:
+def _with_interval(figure: "Figure | None") -> str:
     if figure is None:
         return "—"
-    value, low, high = (
-        f"{number:.{metric.decimals}f}" for number in (figure.value, figure.low, figure.high)
-    )
-    return f"{value} ({low}-{high})"
+    return f"{figure.value:.3f} ({figure.low:.3f}-{figure.high:.3f})"
 
 
 def price_table(price: "Price") -> Group:

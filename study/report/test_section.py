@@ -38,7 +38,6 @@ def tested_content(
     figures["standing"] = standing_figure(shown, variants, analysis.published.cells)
     if comparisons:
         figures["differences"] = differences_figure(comparisons, variants)
-    further = int(analysis.faces >= _MANY_FACES)
     return {
         "comparisons": comparisons,
         "faces": analysis.faces,
@@ -53,8 +52,7 @@ def tested_content(
         "min_reals": MIN_REALS,
         "min_seeds": MIN_SEEDS,
         "too_few": any(found.verdict == "too few seeds" for found in comparisons),
-        "further_decimals": further,
-        "decimals": 3 + further,
+        "decimals": 4 if analysis.faces >= _MANY_FACES else 3,
         "cells": {(cell.model, cell.figure): cell for cell in analysis.published.cells},
         "slices": _by_kind(analysis.slices),
         "galleries": logged["galleries"] if logged else [],
