@@ -219,13 +219,15 @@ def _model(measured: Measured, val_nll: float) -> ModelFigures:
         val_nll=val_nll,
         temperature=[choice.temperature for choice in chosen],
         threshold=[choice.threshold for choice in chosen],
-        figures={name: _of(estimate) for name, estimate in measured.estimates.items()},
+        figures={
+            name: None if estimate is None else figure_of(estimate)
+            for name, estimate in measured.estimates.items()
+        },
     )
 
 
-def _of(estimate: Estimate | None) -> Figure | None:
-    if estimate is None:
-        return None
+def figure_of(estimate: Estimate) -> Figure:
+    """Its mean over seeds, and the interval over photos."""
     seeds, found = estimate.by_seed, percentiles(estimate.resampled, estimate.value)
     return Figure(
         value=estimate.value,

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 
 from deepfake.config import SEEN, DataConfig
 from deepfake.data import Prepared, read_split, write_faces
 from deepfake.errors import UserError, writing_data
-from deepfake.metrics import draw_photos, percentiles
+from deepfake.metrics import draw_photos
 from study.config import ARMS, Arm, StudyConfig, leak_dir, leak_of
-from study.evaluation.analysis import measure_all
+from study.evaluation.analysis import figure_of, measure_all
 from study.evaluation.evaluator import Evaluator
 from study.evaluation.finalists import contenders_of_reruns
 from study.evaluation.predictions import finalists_of, of_split
-from study.evaluation.results import Welch
+from study.evaluation.results import Figure, Welch
 from study.evaluation.verdict import MIN_SEEDS, Estimate, difference
 from study.slots import Slots, Training
 from study.worker import begin
@@ -25,22 +24,12 @@ FIGURES = ("nll", "auc", "accuracy")
 
 
 @dataclass(frozen=True)
-class ArmFigure:
-    """A figure of one arm, the mean over its seeds, and its 95 % interval over photos."""
-
-    value: float
-    low: float
-    high: float
-    by_seed: list[float]
-
-
-@dataclass(frozen=True)
 class ArmFigures:
     """What the baseline reached on the faces that its arm held out."""
 
     faces: int
     photos: int
-    figures: dict[str, ArmFigure]
+    figures: dict[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,7 @@ def price(arms: Mapping[Arm, Slots], baseline: str, seeds: int, device: torch.de
         (of_arm,) = measure_all(finalists_of(table), val, test, draws)
         estimates = {name: _known(of_arm.estimates[name]) for name in FIGURES}
         measured[arm] = estimates
-        figures = {name: _figure(estimate) for name, estimate in estimates.items()}
+        figures = {name: figure_of(estimate) for name, estimate in estimates.items()}
         found[arm] = ArmFigures(len(test.faces), draws.shape[1], figures)
     photos = min(figures.photos for figures in found.values())
     differences = {
@@ -136,16 +125,6 @@ def price(arms: Mapping[Arm, Slots], baseline: str, seeds: int, device: torch.de
 def _known(estimate: Estimate | None) -> Estimate:
     assert estimate is not None
     return estimate
-
-
-def _figure(estimate: Estimate) -> ArmFigure:
-    interval = percentiles(estimate.resampled, estimate.value)
-    return ArmFigure(
-        value=estimate.value,
-        low=interval.low,
-        high=interval.high,
-        by_seed=np.asarray(estimate.by_seed).tolist(),
-    )
 
 
 def _sentence(
