@@ -29,3 +29,4 @@ from .figures import (
     measure as measure,
     resample as resample,
 )
+from .weighting import Floats as Floats

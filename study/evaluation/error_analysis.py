@@ -16,6 +16,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from deepfake.config import FAKE, LABELS, REAL
 from deepfake.data import UNREADABLE
 from deepfake.metrics import (
+    Floats,
     confusion_matrix,
     fake_probability,
     fake_score,
@@ -118,8 +119,6 @@ def _rates(
 
 MAX_POINTS = 300  # of a curve
 DIGITS = 6
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,8 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of the model."""
+class CardFigures:
+    """What a card says was measured of the model."""
 
     columns: Mapping[str, Any]  # title -> SplitFigures
     nll_before: float  # on validation, before and after the temperature
@@ -68,7 +68,7 @@ class Measured:
 
 def model_card(
     info: ModelInfo,
-    measured: Measured,
+    figures: CardFigures,
     *,
     chosen: str,
     searched: bool,
@@ -81,7 +81,7 @@ def model_card(
     return markdown(
         Path(__file__).with_name("card.md.j2"),
         {
-            **vars(measured),
+            **vars(figures),
             "info": info,
             "drawn": info.hyperparameters.model_dump(exclude={"variant"}),
             "title": VARIANTS[info.variant].title,
@@ -193,7 +193,7 @@ def _keep(
     is_best = best is not None and best.number == record.number
     card = model_card(
         info,
-        _measured(evaluation, proven, faces, logits, info),
+        _card_figures(evaluation, proven, faces, logits, info),
         chosen=_chosen(records, record, is_best),
         searched=is_best,
         parameters=count_parameters(network),
@@ -293,9 +293,9 @@ def _trained(config: StudyConfig, inputs: Inputs, record: SlotRecord) -> Trained
     )
 
 
-def _measured(
+def _card_figures(
     evaluation: Evaluation, proven: Evaluated, faces: Faces, logits: Tensor, info: ModelInfo
-) -> Measured:
+) -> CardFigures:
     calibrated = logits.double() / info.temperature
     verdicts = fake_probability(calibrated) >= info.threshold
     columns = {
@@ -305,7 +305,7 @@ def _measured(
     if proven.test is not None:
         columns["test at 0.5"] = proven.test
     columns |= {f"{name} at 0.5": figures for name, figures in proven.test_sets.items()}
-    return Measured(
+    return CardFigures(
         columns=columns,
         nll_before=cross_entropy(logits, faces.labels),
         nll_after=cross_entropy(calibrated, faces.labels),

@@ -8,15 +8,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from deepfake.config import FAKE
-from deepfake.metrics import mean_losses
+from deepfake.metrics import Floats, mean_losses
 from study.evaluation.predictions import Finalist, SplitPredictions
 from study.evaluation.results import Comparison, Reproduction, Verdict, Welch
 
 MIN_SEEDS = 3  # fewer say too little of how far seeds lie apart
 LEVEL = 0.05
 ROUNDING = 0.005  # the report prints two decimals: p stands for p - 0.005 to p + 0.005
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
