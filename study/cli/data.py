@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 
 def sample(
-    out_dir: Annotated[Path, typer.Argument(help="receives Train_poly.json and Images/Train/")],
-    photos: Annotated[int, typer.Option(min=10, help="how many to draw")] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out_dir: Annotated[
+        Path, typer.Argument(help="the folder that receives Train_poly.json and Images/Train/")
+    ],
+    photos: Annotated[int, typer.Option(min=10, help="how many photos to draw")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same photos")] = 0,
 ) -> None:
-    """Draw a small data set of faces and face swaps, laid out as OpenForensics."""
+    """Draw a small data set of faces and face swaps in the OpenForensics layout."""
     from deepfake.errors import UserError, one_line
     from deepfake.parallel import available_cores
     from deepfake.sample import draw_sample
@@ -56,7 +58,7 @@ def sample(
 
 
 def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
-    """Photos and JSON to faces.csv, crops and splits.csv; only what is missing."""
+    """Cut the faces out of the photos and split them; only what is missing is made."""
     loaded = load(config, set_, "preparing the data of")
     from study.cli.tables import summary_table
 
@@ -78,18 +80,32 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
 def audit(
     config: Config,
     leak: Annotated[
-        bool, typer.Option("--leak", help="train a baseline split by face and by photo: the price")
+        bool,
+        typer.Option(
+            "--leak",
+            help="also train a baseline on both kinds of split, to measure what a leak is worth",
+        ),
     ] = False,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="with --leak; default: the file's first")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="with --leak: which baseline to train; by default the first"
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="with --leak: trainings of each split")] = 3,
-    workers: Annotated[int | None, typer.Option(min=1, help="with --leak: as of run")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="with --leak: how many trainings each split gets")
+    ] = 3,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="with --leak: how many workers train")
+    ] = None,
     device: Device = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Photos in two splits (exit code 2), and what predicts the label without the face."""
+    """Find photos that are in two splits, and hints to the label outside the face.
+
+    The exit code is 2 if a photo is in two splits.
+    """
     if not leak and (baseline, workers, device) != (None, None, None):
         raise typer.BadParameter("--baseline, --workers and --device go with --leak")
     loaded = load(config, set_, "auditing the data of")
@@ -151,14 +167,17 @@ def _price_leak(
 def estimate(
     config: Config,
     launcher: Annotated[
-        str, typer.Option(metavar="local|slurm|ray", help="local: workers share this machine")
+        str,
+        typer.Option(metavar="local|slurm|ray", help="with local the workers share this machine"),
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
-    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="how many workers train")] = None,
+    workers_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="how many workers share a GPU")
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """What the study will take here: time and disk, from some seconds of each variant."""
+    """Estimate the time and disk that the study needs, from a short run of each variant."""
     loaded = load(config, set_, "timing some seconds of")
     from study.cli.tables import estimate_table
     from study.estimate import estimate as reckon

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 def doctor(
     config: Config,
     fix: Annotated[
-        bool, typer.Option("--fix", help="take back dead workers' slots; set MLflow's states")
+        bool,
+        typer.Option(
+            "--fix", help="free the slots of dead workers, and correct the states in MLflow"
+        ),
     ] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """What is wrong with machine, data, study and MLflow (exit code 2), and the way out."""
+    """Check the machine, the data, the study and MLflow, and say how to mend what is wrong.
+
+    The exit code is 2 if something is wrong.
+    """
     loaded = load(config, set_, "examining")
     from study.cli.live import progress_bars
     from study.cli.tables import doctor_table
@@ -40,12 +46,19 @@ def _pasteable(finding: "Finding") -> "Finding":
 
 def gc(
     config: Config,
-    keep: Annotated[str, typer.Option(metavar="best:N", help="whose weights stay")] = "best:5",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would remove")] = False,
+    keep: Annotated[
+        str, typer.Option(metavar="best:N", help="keep the weights of the N best trials")
+    ] = "best:5",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would be removed")
+    ] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Remove weights and checkpoints nobody needs; never of baselines, finalists, the best."""
+    """Remove weights and checkpoints that are no longer needed.
+
+    Those of baselines, finalists and the best trials stay.
+    """
     from deepfake.errors import UserError
 
     if (best := re.fullmatch(r"best:(\d{1,9})", keep)) is None or int(best[1]) < 1:

@@ -22,13 +22,20 @@ log = logging.getLogger(__name__)
 
 DONE, OUR_FAULT, MENDABLE, FAILED_SLOTS = 0, 1, 2, 3
 
-Config = Annotated[Path, typer.Argument(help="the study's YAML", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="the YAML file of the study", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a key of the YAML; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="override one key of the YAML file; may be given more than once",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda:N; without it the first GPU if any")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu or cuda:N; by default the first GPU, or the CPU without one"),
+]
 
 
 def seconds(text: str) -> float:
@@ -41,15 +48,22 @@ def seconds(text: str) -> float:
 Grace = Annotated[
     float,
     typer.Option(
-        parser=seconds, metavar="TIME", help="from a stop signal to the end, come what may"
+        parser=seconds,
+        metavar="TIME",
+        help="how long a worker may take to end after a stop signal",
     ),
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="end cleanly then, as by Ctrl-C; 2h"),
+    typer.Option(
+        parser=seconds, metavar="TIME", help="stop cleanly after this time, for example 2h"
+    ),
 ]
 Interval = Annotated[
-    float, typer.Option(parser=seconds, metavar="TIME", help="with --watch: between two looks")
+    float,
+    typer.Option(
+        parser=seconds, metavar="TIME", help="with --watch: the time between two updates"
+    ),
 ]
 
 

@@ -37,23 +37,30 @@ SAID_OF_MODEL = {"variant", "side_px", "temperature", "threshold", "weights_sha2
 
 def evaluate(
     config: Config,
-    trial: Annotated[int | None, typer.Option(min=0, help="prove one slot instead")] = None,
-    top: Annotated[int, typer.Option(min=1, help="the best so many trials, beside baselines")] = 1,
+    trial: Annotated[int | None, typer.Option(min=0, help="check this one slot instead")] = None,
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="how many of the best trials to evaluate, beside the baselines"),
+    ] = 1,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="train each so often again; without it as the search did"),
+        typer.Option(min=1, help="first train each of them again with this many seeds"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="with --seeds: as of run")] = None,
-    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="as of run")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="with --seeds: how many workers train")
+    ] = None,
+    workers_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="with --seeds: how many workers share a GPU")
+    ] = None,
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     corruptions: Annotated[
-        bool, typer.Option(help="test faces under JPEG, blur, noise ..., too: a pass each")
+        bool, typer.Option(help="also measure on test faces under JPEG, blur, noise and others")
     ] = True,
     device: Device = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Prove the best trials and the baselines from logged weights, then open test for them."""
+    """Check the best trials and the baselines, then measure them on the test split."""
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
         raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
     if seeds is None and (workers, workers_per_gpu) != (None, None):
@@ -117,15 +124,20 @@ def compare(
     config: Config,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="compute all from this table of per-face predictions"),
+        typer.Option(
+            metavar="FILE", help="compute everything from this table of predictions alone"
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="of --predictions; without it test")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="with --predictions: the split to compare on; test by default"
+        ),
     ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Our test figures beside the report's published ones; with verdicts from --predictions."""
+    """Compare the figures on the test split with the published report's."""
     if predictions is not None:
         from study.cli.tables import analysis_table
         from study.config import load_published
@@ -147,10 +159,12 @@ def compare(
 
 def report(
     config: Config,
-    out: Annotated[Path | None, typer.Option(help="the file; without it NAME.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the HTML file to write; NAME.html by default")
+    ] = None,
     set_: Set = None,
 ) -> None:
-    """One self-contained HTML file: history, slices, trials, curves, the comparison."""
+    """Write the study as one HTML file that needs no network."""
     loaded = load(config, set_, "writing the report of")
     from study.report import write_report
     from study.slots import join
@@ -160,14 +174,18 @@ def report(
 
 def export(
     config: Config,
-    out: Annotated[Path, typer.Option(help="the folder to make", show_default=False)],
-    trial: Annotated[str, typer.Option(metavar="best|N", help="a slot")] = "best",
-    onnx: Annotated[bool, typer.Option("--onnx", help="model.onnx as well (extra: onnx)")] = False,
+    out: Annotated[
+        Path, typer.Option(help="the new folder that receives the model", show_default=False)
+    ],
+    trial: Annotated[str, typer.Option(metavar="best|N", help="the slot to export")] = "best",
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="also write model.onnx; needs scripts/install.sh onnx")
+    ] = False,
     device: Device = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Prove a slot and keep its model: a folder that `predict` takes, and MLflow's registry."""
+    """Check a slot and export its model, as a folder for `predict` and into MLflow's registry."""
     from deepfake.errors import UserError
 
     if trial != "best" and not trial.isdecimal():
@@ -188,16 +206,19 @@ def export(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="the folder of an export", show_default=False)],
-    pictures: Annotated[list[Path], typer.Argument(help="photos or faces", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="the folder that export made", show_default=False)],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(help="pictures of faces, or photos with --boxes", show_default=False),
+    ],
     boxes: Annotated[
         Path | None,
-        typer.Option(help="an OpenForensics JSON with the faces; without it each picture is one"),
+        typer.Option(help="an OpenForensics JSON with the boxes of the faces in the photos"),
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """The probability that each face is fake, by an exported model alone."""
+    """Predict the probability that each face is fake, with an exported model."""
     from deepfake.export import load_exported
     from deepfake.predict import Prediction, Refused, predict as judge
     from deepfake.reproducibility import pick_device
@@ -236,10 +257,12 @@ def _predictions_table(faces: "list[Prediction]") -> "RenderableType":
 
 def ui(
     config: Config,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 5000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="the port on 127.0.0.1; 0 takes a free one")
+    ] = 5000,
     set_: Set = None,
 ) -> None:
-    """Start the MLflow UI on this study's store, on 127.0.0.1."""
+    """Start the MLflow UI of the study on this machine."""
     from study.tracking import serve_ui
 
     raise typer.Exit(serve_ui(load(config, set_), port, typer.echo))

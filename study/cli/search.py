@@ -42,37 +42,54 @@ if TYPE_CHECKING:
 
 def run(
     config: Config,
-    launcher: Annotated[str, typer.Option(metavar="local|slurm|ray")] = "local",
+    launcher: Annotated[
+        str, typer.Option(metavar="local|slurm|ray", help="where the workers run")
+    ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="default: all that the GPUs here take, or 1")
+        int | None,
+        typer.Option(min=1, help="how many workers; by default one a GPU, or one without a GPU"),
     ] = None,
-    workers_per_gpu: Annotated[int | None, typer.Option(min=1, help="local; default 1")] = None,
+    workers_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="local: how many workers share a GPU; 1 by default")
+    ] = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="partition, time (minutes), mem_gb ...; repeatable"
+            metavar="KEY=VALUE",
+            help="slurm: an option of the jobs, such as time=240; may be given more than once",
         ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="slurm: submit and return")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="slurm: submit the jobs and return")
+    ] = False,
     ray_address: Annotated[
-        str | None, typer.Option(help="join this Ray cluster; without it one starts here")
+        str | None, typer.Option(help="ray: the cluster to join; by default one starts here")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="ray: 0.5 packs two")
+        float | None, typer.Option(min=0, help="ray: 0.5 lets two workers share a GPU")
     ] = None,
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     trials: Annotated[
-        str | None, typer.Option(metavar="N|+N", help="slots in all, or more of them; for good")
+        str | None,
+        typer.Option(
+            metavar="N|+N", help="set the number of slots, or add N to it; the study keeps it"
+        ),
     ] = None,
     timeout: Timeout = None,
-    new: Annotated[bool, typer.Option("--new", help="a fresh study under a new name")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="begin another study of this file under a new name")
+    ] = False,
     sampler: Annotated[
-        str | None, typer.Option(metavar="tpe|random", help="random: a control, NAME-random")
+        str | None,
+        typer.Option(
+            metavar="tpe|random",
+            help="random searches at random, as the study NAME-random, to compare with",
+        ),
     ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Create or join the study and run its workers; after Ctrl-C it says how to go on."""
+    """Create or continue the study and run its workers."""
     sets = list(set_ or ())
     if sampler is not None:
         sets += _sampled(load(config, sets).name, sampler)
@@ -138,11 +155,13 @@ def _as_name(name: str) -> str:
 
 def jobs(
     config: Config,
-    cancel: Annotated[bool, typer.Option("--cancel", help="end them; slots are freed")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="end the jobs and free their slots")
+    ] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """The Slurm jobs that `run --launcher slurm` submitted for this study."""
+    """List the Slurm jobs of the study, or cancel them."""
     from study.launchers import slurm_dir, submitted
 
     found = submitted(slurm_dir(load(config, set_)))
@@ -163,16 +182,16 @@ def worker(
     grace: Grace = "25s",  # type: ignore[assignment]  # parsed as the user's would be
     timeout: Timeout = None,
     final: Annotated[
-        bool, typer.Option("--final", help="the finalists that evaluate --seeds wants")
+        bool, typer.Option("--final", help="train the finalists of evaluate --seeds")
     ] = False,
     leak: Annotated[
         Literal["photo", "face"] | None,
-        typer.Option(help="the trainings that audit --leak wants"),
+        typer.Option(help="train one of the two splits of audit --leak"),
     ] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     set_: Set = None,
 ) -> None:
-    """One worker that joins the study, or creates it as the first: what a cluster starts."""
+    """Run one worker of the study; a cluster starts this command on each machine."""
     from study.signals import Stopped, StopSignal
 
     stop = StopSignal(second_exits=True)
@@ -218,12 +237,17 @@ def worker(
 def enqueue(
     config: Config,
     params: Annotated[
-        str, typer.Option(metavar="K=V,...", help="variant=cnn,lr=3e-4,...", show_default=False)
+        str,
+        typer.Option(
+            metavar="K=V,...",
+            help="the parameters of the trial, such as variant=cnn,lr=3e-4,...",
+            show_default=False,
+        ),
     ],
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Add one trial with these parameters to the study; its budget grows by one."""
+    """Add one trial with these parameters to the study."""
     from study.slots import enqueue as add, given_params, join
 
     loaded = load(config, set_)
@@ -239,7 +263,7 @@ def enqueue(
 
 
 def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
-    """End the study's workers on all machines, behind the epochs that they are in."""
+    """Stop the workers of the study on all machines; each finishes its current epoch."""
     from study.config import all_beside
     from study.slots import NoStudy, join, stop_study
 
@@ -275,12 +299,14 @@ def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
 
 def status(
     config: Config,
-    watch: Annotated[bool, typer.Option("--watch", help="show it live until it is over")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="keep showing the study until it has finished")
+    ] = False,
     interval: Interval = "2s",  # type: ignore[assignment]  # parsed as the user's would be
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Budget, slots by state, the best so far and the baselines."""
+    """Show the slots of the study, the best so far and the baselines."""
     from study.cli.live import StudyView
     from study.launchers import follow
     from study.slots import is_stopped, join
@@ -298,7 +324,7 @@ def status(
 
 
 def sync(config: Config, set_: Set = None, as_json: Json = False) -> None:
-    """Deliver to MLflow what workers kept while it was away, and set each run's true state."""
+    """Deliver to MLflow what workers logged while it was away, and correct its runs' states."""
     from study.config import all_beside
     from study.slots import NoStudy
     from study.tracking import SyncResult, sync as deliver_left_over
