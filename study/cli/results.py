@@ -200,8 +200,9 @@ def export(
     slots, where = join(loaded), pick_device(device)
     with progress_bars(stderr()) as advance:
         kept = keep(slots, number, out, where, onnx=onnx, progress=advance)
-    said = f"{kept.folder}: slot {kept.slot}, {kept.variant}; temperature {kept.temperature:.3f}, "
-    said += f"fake from {kept.threshold:.3f}; in MLflow {kept.registered}"
+    said = f"{kept.folder} has the model of slot {kept.slot}, {kept.variant}: its temperature is "
+    said += f"{kept.temperature:.3f}, a face is fake from P(fake) {kept.threshold:.3f}; MLflow's "
+    said += f"registry has it as {kept.registered}"
     show(asdict(kept), said, as_json)
 
 

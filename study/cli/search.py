@@ -140,7 +140,9 @@ def _say_submitted(config: "StudyConfig", words: tuple[str, ...]) -> None:
     from study.launchers import slurm_dir, submitted
 
     typer.echo(submitted(slurm_dir(config)).job_ids[-1])
-    stderr().print(f"submitted; their state: {command_line('jobs', *words)}")
+    stderr().print(
+        f"the jobs are submitted; see their states with: {command_line('jobs', *words)}"
+    )
 
 
 def _sampled(name: str, sampler: str) -> list[str]:
@@ -219,13 +221,13 @@ def worker(
         raise NoStudy(f"{error}; begin it with: {command_of(loaded, words)}") from None
     except StudyStopped as told:
         go_on = command_of(loaded, words, join(loaded).records())
-        stderr().print(f"{told}; go on with: {go_on}")
+        stderr().print(f"{told}; continue with: {go_on}")
         raise typer.Exit(DONE) from None
     except (Stopped, StorageError):
         if stop.number is None:
             raise
         if stop.timed_out:
-            stderr().print("stopped by --timeout; a worker started again goes on")
+            stderr().print("stopped by --timeout; a worker that is started again continues")
             raise typer.Exit(DONE) from None
         raise typer.Exit(128 + stop.number) from None
     except TooManyFailed as error:
@@ -257,8 +259,8 @@ def enqueue(
     n_trials = len(slots.records())
     document = {"name": loaded.name, "slot": number, "n_trials": n_trials}
     again = command_line("run", *study_words(config, set_))
-    said = f"slot {number} of study '{loaded.name}', which has {n_trials} slots now; workers that "
-    said += f"run take it behind those that wait; without any: {again}"
+    said = f"study '{loaded.name}' has {n_trials} slots now, with the new slot {number}; workers "
+    said += f"that run take it after the waiting slots; if none runs, start some with: {again}"
     show(document | {"params": given.model_dump()}, said, as_json)
 
 
@@ -282,8 +284,8 @@ def stop(config: Config, set_: Set = None, as_json: Json = False) -> None:
         if (left := stop_study(slots)) is not None:
             running[study.name] = left
             said.append(
-                f"study '{study.name}' is stopped: slots that end behind their epochs: {left}; "
-                f"go on with: {command_of(study, words, slots.records())}"
+                f"study '{study.name}' is stopped; its {left} running slots finish their epochs; "
+                f"continue with: {command_of(study, words, slots.records())}"
             )
     if len(missing) == len(studies):
         raise missing[0]
@@ -317,9 +319,8 @@ def status(
         follow(slots, StudyView(stderr(), loaded.train.max_epochs), interval)
     records = slots.records()
     if is_stopped(slots):
-        stderr().print(
-            f"stopped by `stop`; go on with: {command_line('run', *study_words(config, set_))}"
-        )
+        again = command_line("run", *study_words(config, set_))
+        stderr().print(f"study '{loaded.name}' was stopped by `stop`; continue with: {again}")
     show_status(loaded, records, as_json)
 
 

@@ -63,7 +63,9 @@ def say_what_is_left(slots: "Slots", again: str) -> None:
     if lift_stop(slots):
         stderr().print(f"study '{name}' was stopped by `stop`; it goes on")
     left = sum(not record.finished for record in records)
-    stderr().print(f"study '{name}': {left} of {len(records)} slots to run; {again}")
+    stderr().print(
+        f"study '{name}' has {left} of {len(records)} slots to run; continue with: {again}"
+    )
 
 
 def command_of(
@@ -101,9 +103,8 @@ def say_how_it_ended(ended: "Ended", again: str, words: tuple[str, ...]) -> int:
     """
     if ended.undelivered:
         deliver = command_line("sync", *words)
-        stderr().print(
-            f"entries that wait for MLflow: {ended.undelivered}; once it is back: {deliver}"
-        )
+        waiting = f"{ended.undelivered} entries wait for MLflow"
+        stderr().print(f"{waiting}; once it is back, deliver them with: {deliver}")
     if ended.halted is not None and not ended.finished:
         stderr().print(f"{ended.halted}; continue with: {again}")
         return DONE

@@ -129,6 +129,6 @@ def test_new_begins_a_fresh_study_beside_the_old_one(
     before = folder.json("status")
     done = folder.run("run", "--new")
     assert done.returncode == 0, done.stderr
-    assert "study 'sample-2': 3 of 3 slots to run" in done.stderr
+    assert "study 'sample-2' has 3 of 3 slots to run" in done.stderr
     assert folder.json("status") == before
     assert folder.json("status", "--set", "name=sample-2")["slots"]["complete"] == 3

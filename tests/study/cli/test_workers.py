@@ -82,7 +82,7 @@ def test_a_stopped_worker_of_finalists_says_how_they_go_on(tmp_path: Path) -> No
     stop_study(slots)
     done = folder.run("worker", "--final", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "study 'sample-final' was stopped by `stop`; go on with: " in done.stderr
+    assert "study 'sample-final' was stopped by `stop`; continue with: " in done.stderr
     assert printed(done.stderr) == ["evaluate", "--seeds", "4"]
 
 
@@ -93,7 +93,7 @@ def test_entries_that_wait_for_mlflow_are_delivered_by_sync(
     again = "deepfake-study evaluate s.yaml --seeds 3"
     assert say_how_it_ended(ended, again, ("s.yaml", "--set", "name=a b")) == 130
     assert capsys.readouterr().err.splitlines() == [
-        "entries that wait for MLflow: 7; once it is back: "
+        "7 entries wait for MLflow; once it is back, deliver them with: "
         "deepfake-study sync s.yaml --set 'name=a b'",
         f"stopped; continue with: {again}",
     ]

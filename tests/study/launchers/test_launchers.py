@@ -124,6 +124,6 @@ def test_a_launcher_is_a_class_and_its_entry(
 
     done = folder.call("run", "--launcher", "toy", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "3 slots to run; deepfake-study run" in " ".join(done.stderr.split())
+    assert "3 slots to run; continue with: deepfake-study run" in " ".join(done.stderr.split())
     assert "--launcher toy --workers 2" in done.stderr
     assert_exact(folder, 3)

@@ -249,7 +249,7 @@ def test_a_finished_study_takes_two_more_slots_and_an_enqueued_one(tmp_path: Pat
     more = folder.run("run", "--trials", "+2", "--json")
     assert more.returncode == 0, more.stderr
     assert "study 'sample' has 5 slots now" in more.stderr
-    assert "2 of 5 slots to run; deepfake-study run" in more.stderr
+    assert "2 of 5 slots to run; continue with: deepfake-study run" in more.stderr
     assert "--trials" not in more.stderr  # continued, it must not grow again
     assert json.loads(more.stdout)["n_trials"] == 5
     assert_exact(folder, 5)
@@ -300,7 +300,7 @@ def test_stop_ends_two_workers_behind_their_epochs_and_run_goes_on(tmp_path: Pat
     assert "another starts" not in errors
     _, errors = lone.communicate(timeout=100)
     assert lone.returncode == 0, errors
-    assert "study 'sample' was stopped by `stop`; go on with: deepfake-study run" in errors
+    assert "study 'sample' was stopped by `stop`; continue with: deepfake-study run" in errors
     late = folder.run("worker", "--device", "cpu")  # a cluster may start it again
     assert (late.returncode, "was stopped by `stop`" in late.stderr) == (0, True)
 
