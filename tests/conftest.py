@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.nodeid import NodeId
@@ -79,6 +80,21 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> "Folder":
     from tests.support.small_study import make_small_study
 
     return make_small_study(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def evaluated(small_study: "Folder") -> dict[str, Any]:
+    """What `evaluate --json` said of it, once for all that read it."""
+    from tests.support.small_study import EVALUATED
+
+    found: dict[str, Any] = json.loads((small_study.path / EVALUATED).read_text())
+    return found
+
+
+@pytest.fixture
+def small_copy(small_study: "Folder", tmp_path: Path) -> "Folder":
+    """The small study in tmp_path, to be changed."""
+    return small_study.copied(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ class Folder:
     ) -> None:
         self.path = path
         self.config = REPOSITORY / f"configs/{config}.yaml"
+        self.in_processes = False  # also what is called
         self.own_env: dict[str, str] = {}  # added to every command's environment
         path.mkdir(parents=True, exist_ok=True)
         if n_photos:
@@ -56,11 +57,16 @@ class Folder:
         ]
 
     def copied(self, path: Path) -> "Folder":
-        """Its study at another place, to be changed."""
+        """Its study at another place, to be changed by commands.
+
+        Each is a process of its own: MLflow remembers where a run's artifacts are by the run's
+        id, which both studies have.
+        """
         copy_study(self.path, path)
         other = Folder(path, 0)
         other.config, other.own_env = self.config, dict(self.own_env)
         other.overrides = [part.replace(str(self.path), str(path)) for part in self.overrides]
+        other.in_processes = True
         return other
 
     def arguments(self, name: str, *options: str) -> list[str]:
@@ -91,6 +97,8 @@ class Folder:
 
         Not for run and worker, which take the signals.
         """
+        if self.in_processes:
+            return self.run(name, *options)
         return self.typed(*self.arguments(name, *options))
 
     def typed(self, *arguments: str) -> subprocess.CompletedProcess[str]:

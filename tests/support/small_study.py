@@ -5,6 +5,7 @@ from pathlib import Path
 from tests.support.runs import Folder
 
 SLOTS = 5
+EVALUATED = "evaluated.json"  # what its `evaluate --json` said
 
 
 def make_small_study(path: Path) -> Folder:
@@ -12,6 +13,7 @@ def make_small_study(path: Path) -> Folder:
     folder = Folder(path, 30, "name=small", "train.max_epochs=2", f"study.n_trials={SLOTS}")
     done = folder.run("run")  # prepares too
     assert done.returncode == 0, done.stderr
-    done = folder.call("evaluate")
+    done = folder.call("evaluate", "--json")
     assert done.returncode == 0, done.stderr
+    (path / EVALUATED).write_text(done.stdout)
     return folder

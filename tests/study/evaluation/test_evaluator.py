@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,22 +59,21 @@ def network_of(run: Run) -> nn.Module:
 
 
 def test_the_best_and_the_baselines_are_proven_bit_for_bit_on_the_same_hardware(
-    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+    small_study: Folder, evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = small_study.json("evaluate")
-    models = [finalist["model"] for finalist in found["finalists"]]
+    models = [finalist["model"] for finalist in evaluated["finalists"]]
     drawn = [r for r in slots_of(small_study, monkeypatch).records() if not r.baseline]
     best = min((r for r in drawn if r.state == "complete"), key=lambda r: r.best_loss or 9.0)
     names = ("cnn", "mobilenet_v2_frozen", "mobilenet_v2_finetuned")
     assert models == [f"slot {best.number}", *names]
-    for finalist in found["finalists"]:
+    for finalist in evaluated["finalists"]:
         proof = finalist["proof"]
         assert proof["same_hardware"]
         # a frozen backbone's head learned from stored features, embedded in other batches
         off = 1e-5 if finalist["variant"] == "mobilenet_v2_frozen" else 0
         assert abs(proof["recomputed"] - proof["logged"]) <= off
-    assert found["finalists"][0]["slot"] == best.number
-    assert found["finalists"][0]["proof"]["logged"] == best.best_loss
+    assert evaluated["finalists"][0]["slot"] == best.number
+    assert evaluated["finalists"][0]["proof"]["logged"] == best.best_loss
 
 
 def test_the_test_figures_are_those_of_scikit_learn(
@@ -111,28 +111,30 @@ def test_the_test_figures_are_those_of_scikit_learn(
         assert metrics[f"f1_{label}"] == pytest.approx(f1[label])
 
 
-def test_the_opening_and_the_figures_are_in_mlflow(small_study: Folder) -> None:
+def test_the_opening_and_the_figures_are_in_mlflow(
+    small_study: Folder, evaluated: dict[str, Any]
+) -> None:
     run = run_of(small_study, 0)
     assert 0 <= run.data.metrics["test_accuracy"] <= 1
     matrix = json.loads((artifacts(run) / "test/confusion_matrix.json").read_text())
-    found = small_study.json("evaluate")
-    assert matrix == found["finalists"][1]["test"]["confusion"]
+    assert matrix == evaluated["finalists"][1]["test"]["confusion"]
     assert (artifacts(run) / "test/confusion_matrix.png").exists()
     client = MlflowClient(tracking_uri=f"sqlite:///{small_study.path}/mlruns/mlflow.db")
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
-    assert parent.data.tags["opening_sha256"] == found["opening"]["sha256"]
+    assert parent.data.tags["opening_sha256"] == evaluated["opening"]["sha256"]
 
 
-def test_curves_and_the_faces_that_were_mistaken_are_in_mlflow(small_study: Folder) -> None:
-    found = small_study.json("evaluate")
+def test_curves_and_the_faces_that_were_mistaken_are_in_mlflow(
+    small_study: Folder, evaluated: dict[str, Any]
+) -> None:
     run = run_of(small_study, 0)
     client = MlflowClient(tracking_uri=f"sqlite:///{small_study.path}/mlruns/mlflow.db")
     folder = artifacts(client.get_run(run.data.tags["mlflow.parentRunId"])) / "test"
     pngs = {path.stem for path in folder.glob("*.png")}
     assert pngs >= {"roc", "precision_recall", "reliability", "errors_real_as_fake"}
     errors = json.loads((folder / "errors.json").read_text())
-    assert errors["predictions_sha256"] == found["predictions_sha256"]
-    confusion = {f["model"]: f["test"]["confusion"] for f in found["finalists"]}
+    assert errors["predictions_sha256"] == evaluated["predictions_sha256"]
+    confusion = {f["model"]: f["test"]["confusion"] for f in evaluated["finalists"]}
     splits = pd.read_csv(small_study.path / "faces/splits.csv").set_index("cutted_name")["split"]
     faces = pd.read_csv(small_study.path / "faces/faces.csv").set_index("cutted_name")
     assert len(errors["galleries"]) == 2 * len(confusion)
@@ -146,10 +148,11 @@ def test_curves_and_the_faces_that_were_mistaken_are_in_mlflow(small_study: Fold
 
 
 def test_evaluating_again_opens_nothing_new(
-    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+    small_study: Folder, evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_study.json("evaluate")
-    small_study.json("evaluate")
+    again = small_study.json("evaluate")
+    assert again["opening"] == evaluated["opening"]
+    assert again["finalists"] == evaluated["finalists"]
     assert len(slots_of(small_study, monkeypatch).attributes()["openings"]) == 1
 
 

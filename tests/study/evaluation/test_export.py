@@ -167,23 +167,29 @@ def test_a_version_is_tied_to_its_run_which_keeps_its_state(
 
 
 def test_evaluate_registers_the_best_trial_and_the_best_baseline_under_their_aliases(
-    small_study: Folder, monkeypatch: pytest.MonkeyPatch
+    small_study: Folder,
+    evaluated: dict[str, Any],
+    small_copy: Folder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     client = MlflowClient(tracking_uri=store_of(small_study))
     status = small_study.json("status")
     baseline = min(status["baselines"], key=lambda b: b["value"])
-    analysis = small_study.json("compare")["analysis"]
+    analysis = evaluated["analysis"]
     (best,) = [m["slot"] for m in analysis["models"] if m["model"] == analysis["best"]]
     aliases = {"champion": best, "report-baseline": baseline["slot"]}
     for alias, slot in aliases.items():
         version = client.get_model_version_by_alias("small", alias)
         assert version.tags["slot"] == str(slot)
         assert version.run_id == run_of(small_study, slot).info.run_id
+    said = {alias: f"models:/small@{alias}" for alias in aliases}
+    assert evaluated["registered"] == said
     before = len(client.search_model_versions("name = 'small'"))
-    said = small_study.json("evaluate")  # again: nothing new is registered
-    assert said["registered"] == {alias: f"models:/small@{alias}" for alias in aliases}
-    assert len(client.search_model_versions("name = 'small'")) == before
+    again = small_copy.json("evaluate", "--no-corruptions")  # nothing new is registered
+    assert again["registered"] == said
+    copied = MlflowClient(tracking_uri=store_of(small_copy))
+    assert len(copied.search_model_versions("name = 'small'")) == before
 
     theirs = logged_network(small_study, aliases["champion"])
     side = 32 if run_of(small_study, best).data.params["variant"] == "cnn" else 33
@@ -209,9 +215,9 @@ def test_a_registry_that_refuses_costs_a_warning_and_no_result(
 
 
 def test_two_evaluates_at_once_register_each_model_once_and_log_none_again(
-    small_study: Folder, tmp_path: Path
+    small_copy: Folder,
 ) -> None:
-    study = small_study.copied(tmp_path)
+    study = small_copy
     client = MlflowClient(tracking_uri=store_of(study))
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None

@@ -222,8 +222,10 @@ def files_of_test(folder: Folder) -> Path:
 
 
 @pytest.mark.slow
-def test_a_whole_evaluation_logs_the_table_and_the_report_draws_it(small_study: Folder) -> None:
-    found = small_study.json("evaluate")
+def test_a_whole_evaluation_logs_the_table_and_the_report_draws_it(
+    small_study: Folder, evaluated: dict[str, Any]
+) -> None:
+    found = evaluated
     folder = files_of_test(small_study)
     table = pd.read_csv(folder / "corruptions.csv")
     assert (folder / "corruptions.png").stat().st_size > 10_000
@@ -249,17 +251,14 @@ def test_a_whole_evaluation_logs_the_table_and_the_report_draws_it(small_study: 
 
 @pytest.mark.slow
 def test_without_corruptions_there_is_no_table_and_the_report_says_so(
-    small_study: Folder,
+    small_copy: Folder,
 ) -> None:
-    try:
-        found = small_study.json("evaluate", "--no-corruptions")
-        assert found["corruptions"] is None
-        assert small_study.call("report", "--out", "without.html").returncode == 0
-        page = (small_study.path / "without.html").read_text()
-        assert "Not measured: evaluate ran with --no-corruptions" in page
-        # of the evaluation before, which had another list, they would seem to be this one's
-        folder = files_of_test(small_study)
-        assert (folder / "corruptions.csv").read_text() == ",".join(COLUMNS) + "\n"
-        assert (folder / "corruptions.png").stat().st_size < 10_000
-    finally:
-        small_study.json("evaluate")  # others of this session look at it
+    found = small_copy.json("evaluate", "--no-corruptions")
+    assert found["corruptions"] is None
+    assert small_copy.call("report", "--out", "without.html").returncode == 0
+    page = (small_copy.path / "without.html").read_text()
+    assert "Not measured: evaluate ran with --no-corruptions" in page
+    # of the evaluation before, which had another list, they would seem to be this one's
+    folder = files_of_test(small_copy)
+    assert (folder / "corruptions.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert (folder / "corruptions.png").stat().st_size < 10_000

@@ -306,9 +306,9 @@ def test_a_server_deletes_them_too(make_config: MakeConfig, mlflow_server: Mlflo
 
 @pytest.mark.slow
 def test_behind_gc_evaluate_works_and_says_what_is_gone(
-    small_study: Folder, tmp_path: Path
+    small_copy: Folder,
 ) -> None:
-    study = small_study.copied(tmp_path)
+    study = small_copy
     records = study.json("gc", "--keep", "best:1", "--dry-run")
     assert records["dry_run"] is True
     removed = study.json("gc", "--keep", "best:1")["removals"]
