@@ -135,8 +135,11 @@ class _Boxes:
         ends = [name for name in named if parts[-len(Path(name).parts) :] == Path(name).parts]
         match ends[-1:] or named:
             case []:
-                raise DataError(f"{self.path} has no face of it")
+                raise DataError(f"{self.path} lists no face in this picture")
             case [name]:
                 return self._boxes[name]
             case several:
-                raise DataError(f"{self.path} has several of that name: {', '.join(several)}")
+                raise DataError(
+                    f"{self.path} lists several pictures of this name; give a path that ends in "
+                    f"one of them: {', '.join(several)}"
+                )

@@ -21,7 +21,7 @@ _COLUMNS = 6  # of a gallery
 def corruptions_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy and AUC by level, a line a model, a column a kind; rows: of robustness.py."""
     if not rows:
-        return _saying("Not measured for the finalists that test was opened for last.")
+        return _saying("The last evaluation measured nothing under corruptions.")
     of_kind = kinds(rows)
     figure = Figure(figsize=(2.4 * len(of_kind), 5), layout="constrained")
     grid = figure.subplots(2, len(of_kind), sharex="col", sharey="row", squeeze=False)
@@ -149,8 +149,8 @@ def logged_exhibits(
             logged = {"predictions_sha256": None}
         if logged["predictions_sha256"] != predictions_sha256:
             raise TrackingError(
-                f"run {tracker.parent_id}: {split}/{name} is of another evaluation, or a part "
-                "of it"
+                f"run {tracker.parent_id}: {split}/{name} belongs to another evaluation or is "
+                "incomplete; write it again with: deepfake-study evaluate CONFIG"
             )
         found["curves" if name == CURVES else "galleries"] = logged[key]
     return found

@@ -132,12 +132,12 @@ def _sentence(
 ) -> str:
     nll = {arm: figures.figures["nll"].value for arm, figures in arms.items()}
     found = differences["nll"]
-    pair = f"NLL {nll['face']:.4f} split by face, {nll['photo']:.4f} by photo"
+    pair = f"NLL {nll['face']:.4f} when split by face, {nll['photo']:.4f} when by photo"
     if found.low is None or found.high is None:
-        return f"{baseline}: {pair}; an interval takes {MIN_SEEDS} seeds"
+        return f"{baseline}: {pair}; an interval needs at least {MIN_SEEDS} seeds"
     span = f"difference {found.value:+.4f} (95 % {found.low:+.4f} to {found.high:+.4f})"
     if found.high < 0:
-        return f"the leak flatters {baseline}: {pair}, {span}"
+        return f"the leak makes {baseline} look better: {pair}, {span}"
     if found.low > 0:
         return f"the leak makes {baseline} look worse: {pair}, {span}"
-    return f"no price of the leak is seen with {baseline}: {pair}, {span}"
+    return f"no effect of the leak on {baseline} was found: {pair}, {span}"

@@ -133,7 +133,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except (OSError, EOFError, zlib.error) as error:
         raise PredictionsError(f"{path}: can't be read: {one_line(error, path=False)}") from None
     except ValueError as error:  # not text, empty, or ragged
-        raise PredictionsError(f"{path}: no CSV: {one_line(error)}") from None
+        raise PredictionsError(f"{path}: not a CSV: {one_line(error)}; {_AGAIN}") from None
     if predictions.empty:
         raise PredictionsError(f"{path}: has no row; {_AGAIN}")
     predictions = predictions[list(COLUMNS)]

@@ -155,13 +155,13 @@ SAME_PRIOR = 0.01  # two shares of fakes this near each other move no second dec
 
 def prior_sentence(split: str, val_fake_share: float, fake_share: float) -> str:
     """What the share of fakes in a split, beside validation's, means for its figures."""
-    said = f"{100 * fake_share:.1f} % of {split}'s faces are fake, of validation's "
-    said += f"{100 * val_fake_share:.1f} %: "
+    said = f"{100 * fake_share:.1f} % of the faces in {split} are fake and "
+    said += f"{100 * val_fake_share:.1f} % in validation: "
     if abs(fake_share - val_fake_share) < SAME_PRIOR:
-        return said + "no prior shift to speak of"
-    said += "accuracy, precision, F1, average precision, NLL, Brier and ECE move with that share, "
-    said += "and the temperature is of validation's; recall, balanced accuracy, AUC and EER do "
-    return said + "not, nor does the threshold, chosen by balanced accuracy"
+        return said + "too small a difference to matter"
+    said += "accuracy, precision, F1, average precision, NLL, Brier and ECE depend on this share, "
+    said += "and the temperature was fitted to that of validation; recall, balanced accuracy, AUC "
+    return said + "and EER do not depend on it, and neither does the threshold"
 
 
 def headline(comparisons: Sequence[Comparison]) -> str:

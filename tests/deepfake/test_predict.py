@@ -174,9 +174,10 @@ def test_pictures_of_one_name_are_told_apart_by_their_folders(
     (moved,) = judged(model, tmp_path / "elsewhere/y.jpg", boxes=boxes)
     assert moved.box == (2, 0, 30, 30)
     assert refused(model, tmp_path / "x.jpg", boxes).endswith(
-        "has several of that name: Images/a/x.jpg, Images/b/x.jpg"
+        "lists several pictures of this name; give a path that ends in one of them: "
+        "Images/a/x.jpg, Images/b/x.jpg"
     )
-    assert refused(model, tmp_path / "z.jpg", boxes) == f"{boxes} has no face of it"
+    assert refused(model, tmp_path / "z.jpg", boxes) == f"{boxes} lists no face in this picture"
 
 
 def test_of_two_names_that_a_path_ends_in_the_longer_counts(

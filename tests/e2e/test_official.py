@@ -302,8 +302,11 @@ def test_compare_shows_each_test_set_its_shift_and_that_the_splits_are_not_the_r
     shown = " ".join(study.call("compare").stdout.split())
     assert "split test-challenge: 2 real and 6 fake faces of 6 photos" in shown
     assert "train 50.0 %, val 66.7 %, test 50.0 %, test-challenge 75.0 %" in shown
-    assert "50.0 % of test's faces are fake, of validation's 66.7 %: accuracy" in shown
-    assert "75.0 % of test-challenge's faces are fake" in shown
+    for shares in (
+        "50.0 % of the faces in test are fake and 66.7 % in validation: accuracy",
+        "75.0 % of the faces in test-challenge are fake",
+    ):
+        assert shares in shown
     assert shown.count("too few seeds to tell") == 6  # three baselines on each test set
 
 

@@ -168,14 +168,15 @@ def test_the_shift_of_the_prior_is_counted_and_said(found):
     shifted = analysed(fakes)
     assert shifted["prior"]["test_fake_share"] > prior["test_fake_share"] + 0.1
     assert shifted["prior"]["sentence"].startswith(
-        f"{100 * shifted['fake'] / shifted['faces']:.1f} % of test's faces are fake, of"
-        f" validation's {100 * prior['val_fake_share']:.1f} %: accuracy, precision,"
+        f"{100 * shifted['fake'] / shifted['faces']:.1f} % of the faces in test are fake and"
+        f" {100 * prior['val_fake_share']:.1f} % in validation: accuracy, precision,"
     )
 
 
 def test_a_small_shift_is_said_to_be_none():
-    assert prior_sentence("test", 0.42, 0.4295).endswith("42.0 %: no prior shift to speak of")
-    assert "no prior shift" not in prior_sentence("test", 0.42, 0.44)
+    small = "too small a difference to matter"
+    assert prior_sentence("test", 0.42, 0.4295).endswith(f"42.0 % in validation: {small}")
+    assert small not in prior_sentence("test", 0.42, 0.44)
 
 
 def test_what_is_said_to_move_with_the_prior_moves_and_nothing_else():

@@ -58,8 +58,10 @@ def test_a_page_gets_those_of_its_evaluation_and_no_others(
     found = logged_exhibits(tracker, SHA)
     assert found["curves"] == json.loads(files["test/curves.json"])["models"]
     assert found["galleries"] == json.loads(files["test/errors.json"])["galleries"]
-    with pytest.raises(TrackingError, match="of another evaluation, or a part"):
+    with pytest.raises(TrackingError, match="to another evaluation or is incomplete"):
         logged_exhibits(tracker, "b" * 64)
     tracker.log_study({}, {"test/errors.json": files["test/errors.json"][:1000]})
-    with pytest.raises(TrackingError, match=r"errors\.json is of another evaluation, or a part"):
+    with pytest.raises(
+        TrackingError, match=r"errors\.json belongs to another evaluation or is incomplete"
+    ):
         logged_exhibits(tracker, SHA)

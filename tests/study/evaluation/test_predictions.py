@@ -189,8 +189,8 @@ def test_a_wrong_table_is_one_line_that_names_the_place_and_the_way_out(case, tm
 
 FILES = {
     "absent": (None, "No such file"),
-    "empty": (b"", "no CSV"),
-    "not text": (b"split\xff,source\n", "no CSV"),
+    "empty": (b"", "not a CSV"),
+    "not text": (b"split\xff,source\n", "not a CSV"),
     "ragged": (b"a,b\n1,2\n1,2,3,4\n", "column 'split' is missing"),
 }
 
