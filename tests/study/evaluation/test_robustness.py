@@ -257,7 +257,7 @@ def test_without_corruptions_there_is_no_table_and_the_report_says_so(
     assert found["corruptions"] is None
     assert small_copy.call("report", "--out", "without.html").returncode == 0
     page = (small_copy.path / "without.html").read_text()
-    assert "Not measured: evaluate ran with --no-corruptions" in page
+    assert "not measured: evaluate ran with --no-corruptions" in page
     # of the evaluation before, which had another list, they would seem to be this one's
     folder = files_of_test(small_copy)
     assert (folder / "corruptions.csv").read_text() == ",".join(COLUMNS) + "\n"

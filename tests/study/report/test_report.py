@@ -111,7 +111,7 @@ class TestStages:
         text = without_plotly(page)
         assert "No trial is complete yet" in text
         assert "No slot has a validation loss yet" in text
-        assert "was not evaluated yet" in text
+        assert "No comparison: study &#39;sample&#39; was not evaluated yet" in text
         assert "The test split was never opened" in text
         assert figures_of(page) == {}
 
@@ -136,7 +136,7 @@ class TestStages:
         assert "Best: slot 0" in text
         assert "RuntimeError: &lt;b&gt;boom&lt;/b&gt;" in text
         assert "behind &lt;its&gt; peers" in text
-        assert "1 complete trials would say nothing" in text
+        assert "Importance needs at least 30 complete trials; this study has 1." in text
         figures = figures_of(page)
         slices = ["slice-lr", "slice-weight_decay", "slice-dropout", "slice-variant"]
         assert sorted(figures) == sorted(
@@ -179,8 +179,8 @@ class TestStages:
             assert comparison.sentence[1:].replace(" %", "\xa0%") in text
         assert "under 32 px" not in text  # every face of the table has 100 px
         assert text.count('data-figure="ece_scaled"') == 1
-        assert "No curves and no pictures: MLflow can&#39;t be reached or has no run" in text
-        assert "Not drawn: one trial was the best from first to last" in text
+        assert "Curves and pictures are missing: MLflow can&#39;t be reached or has no run" in text
+        assert "needs at least two incumbents; one trial was the best from first to last" in text
         assert "roc" not in figures_of(page)
 
     def test_a_metric_from_outside_has_its_interval_its_column_and_its_row(
@@ -442,7 +442,7 @@ class TestFinishedStudy:
         text = without_plotly(page)
         assert set(figures_of(page)) >= {"history", "curves-loss", "curves-accuracy"}
         assert set(figures_of(page)) >= {"roc", "precision-recall", "reliability-after"}
-        for part in ("not like for like", "bit-equal", "Opened for 1 list", "DLA Parte 1"):
+        for part in ("not like for like", "bit-equal", "opened for 1 list", "DLA Parte 1"):
             assert part in text
         assert str(small_study.path / "mlruns") not in text
         status = small_study.json("status")
