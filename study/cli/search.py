@@ -32,6 +32,7 @@ from study.cli.workers import (
     say_how_it_ended,
     say_what_is_left,
     show_status,
+    warmed_up,
 )
 
 if TYPE_CHECKING:
@@ -95,27 +96,30 @@ def run(
         sets += _sampled(load(config, sets).name, sampler)
     loaded = load(config, sets, "preparing")
     from study.launchers import Placement, launcher_of
-    from study.slots import check_trials, free_name
 
     local = (workers, workers_per_gpu)
     on_ray = (ray_address, gpus_per_worker)
     ends = (grace, timeout)
     where = launcher_of(Placement(launcher, *local, tuple(slurm or ()), detach, *on_ray, *ends))
-    where.check(loaded, os.environ)
     if trials is not None:
+        from study.slots import check_trials
+
         check_trials(trials, loaded)
     again = same_command()
     if new:
+        from study.slots import free_name
+
         name = free_name(loaded)
         sets.append(_as_name(name))
         again = same_command("--new", "--sampler", sets=sets[len(set_ or ()) :])
         loaded = loaded.model_copy(update={"name": name})
     words = study_words(config, sets)
-    slots = _begin(loaded, where, trials)
-    say_what_is_left(slots, again)
     os.environ["DEEPFAKE_STUDY_STORAGE"] = loaded.study.storage.get_secret_value()  # for sbatch
     os.environ.update(where.variables())
-    ended = run_slots(slots, where, words)
+    with warmed_up(loaded, where, words):
+        slots = _begin(loaded, where, trials)
+        say_what_is_left(slots, again)
+        ended = run_slots(slots, where, words)
     if detach and not ended.finished:
         _say_submitted(loaded, words)
         raise typer.Exit(DONE)
@@ -124,10 +128,14 @@ def run(
 
 
 def _begin(config: "StudyConfig", launcher: "Launcher", trials: str | None) -> "Slots":
-    """The slots of the study, created or joined, as many as --trials says."""
+    """The slots of the study, created or joined, as many as --trials says.
+
+    Its imports take seconds: what was warmed up goes on beside them.
+    """
     from study.slots import grow
     from study.worker import begin
 
+    launcher.check(config, os.environ)
     slots = begin(config, prepare_study, warn)
     for warning in launcher.warnings(config, os.environ):
         warn(warning)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from study.cli.options import (
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
-    from study.launchers import Ended, Launcher
+    from study.launchers import Ended, Environment, Launcher, WorkerCommand
     from study.slots import SlotRecord, Slots
 
 USUAL_SEEDS = 3  # fewer give no interval
@@ -32,7 +33,8 @@ def run_reruns(slots: "Slots", launcher: "Launcher", words: tuple[str, ...], *ki
     """
     again = same_command()
     say_what_is_left(slots, again)
-    ended = run_slots(slots, launcher, (*words, *kind))
+    with warmed_up(slots.config, launcher, (*words, *kind)):
+        ended = run_slots(slots, launcher, (*words, *kind))
     if ended.signal is not None or not ended.finished:
         show_status(slots.config, ended.records, as_json=False)
         code = say_how_it_ended(ended, again, words)
@@ -44,10 +46,23 @@ def run_slots(slots: "Slots", launcher: "Launcher", words: tuple[str, ...]) -> "
     from study.cli.live import StudyView
     from study.launchers import run_workers
 
-    storage = slots.config.study.storage.get_secret_value()
-    environment = partial(_worker_environment, storage)
+    command, environment = _worker(slots.config, launcher, words)
     view = StudyView(stderr(), slots.config.train.max_epochs)
-    return run_workers(slots, launcher, ("worker", *words), environment, view)
+    return run_workers(slots, launcher, command, environment, view)
+
+
+def warmed_up(
+    config: "StudyConfig", launcher: "Launcher", words: tuple[str, ...]
+) -> AbstractContextManager[None]:
+    """For run_slots in its block, which then takes less; the same words."""
+    return launcher.warm_up(*_worker(config, launcher, words))
+
+
+def _worker(
+    config: "StudyConfig", launcher: "Launcher", words: tuple[str, ...]
+) -> tuple["WorkerCommand", "Environment"]:
+    environment = partial(_worker_environment, config.study.storage.get_secret_value())
+    return launcher.command("worker", *words), environment
 
 
 def _worker_environment(storage: str) -> dict[str, str]:

@@ -1,4 +1,9 @@
-from .base import Launcher as Launcher, Placement as Placement
+from .base import (
+    Environment as Environment,
+    Launcher as Launcher,
+    Placement as Placement,
+    WorkerCommand as WorkerCommand,
+)
 from .launchers import launcher_named as launcher_named, launcher_of as launcher_of
 from .local import Local as Local
 from .monitor import follow as follow

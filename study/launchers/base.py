@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, ClassVar, Protocol
@@ -152,6 +153,16 @@ class Launcher(Protocol):
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
+
+    def command(self, *words: str) -> WorkerCommand:
+        """words: of a worker, behind `deepfake-study`."""
+        return WorkerCommand(words, str(Path.cwd()), self.placement.grace_s)
+
+    def warm_up(
+        self, command: WorkerCommand, environment: Environment
+    ) -> AbstractContextManager[None]:
+        """Begin what `start` in the block will use, beside other work; over with the block."""
+        return nullcontext()
 
     def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
         """Before data is touched. Raises UserError, one line, for what can't be placed so."""

@@ -6,10 +6,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from deepfake.errors import UserError
 from deepfake.parallel import available_cores
@@ -28,7 +27,9 @@ from study.launchers.base import (
     new_log,
 )
 from study.launchers.forked import ForkedWorker, ForkServer, fork_server
-from study.worker import worker_name
+
+# torch and study.worker, seconds of imports, only within methods: what workers are forked from is
+# started first, and its imports go on meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class LocalWorkers:
     ) -> None:
         """on_end: called with the name of a worker that ended, and why unless it died.
 
-        server: what starts them; closed at the end. Without it each is a fresh interpreter.
+        server: what starts them. Without it each is a fresh interpreter.
         """
         self.worst = 0
         self.workers: list[Worker] = []
@@ -104,6 +105,8 @@ class LocalWorkers:
             self._start(gpu)
 
     def poll(self) -> bool:
+        from study.worker import worker_name
+
         if time.monotonic() > self._kill_at:
             self._signal(signal.SIGKILL)
         for worker in list(self.workers):
@@ -120,9 +123,6 @@ class LocalWorkers:
             if died:
                 code = 0 if self._ending or self._replace(worker, code) else 1
             self.worst = max(self.worst, as_shell(code))
-        if self._server is not None and not self.workers:
-            self._server.close()
-            self._server = None
         return bool(self.workers)
 
     def end(self, number: int) -> None:
@@ -178,8 +178,21 @@ class Local(Launcher):
     """Processes on this machine."""
 
     takes = ("workers_per_gpu", "device")
+    _server: ForkServer | None = None  # while warm
+
+    @contextmanager
+    def warm_up(self, command: WorkerCommand, environment: Environment) -> Iterator[None]:
+        self._server = fork_server(command, environment())
+        try:
+            yield
+        finally:
+            if self._server is not None:
+                self._server.close()
+            self._server = None
 
     def check(self, config: StudyConfig, env: Mapping[str, str]) -> None:
+        import torch
+
         gpus = self.gpus(env)  # may refuse
         check_precision(config.train, torch.device("cpu" if None in gpus else "cuda"))
 
@@ -191,6 +204,8 @@ class Local(Launcher):
 
     def gpus(self, env: Mapping[str, str]) -> list[str | None]:
         """The GPU of each worker; None is the CPU. Raises UserError for no such device."""
+        import torch
+
         options = self.placement
         # counted by NVML: this process takes no memory on any of them
         count = torch.cuda.device_count()
@@ -208,5 +223,4 @@ class Local(Launcher):
         on_end: OnEnd,
     ) -> LocalWorkers:
         env, log_dir = environment(), config.checkpoints_dir / "logs"
-        server = fork_server(command, env)
-        return LocalWorkers(command, self.gpus(env), env, log_dir, on_end, server)
+        return LocalWorkers(command, self.gpus(env), env, log_dir, on_end, self._server)

@@ -7,14 +7,13 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from deepfake.errors import UserError
 from study.launchers.base import Environment, Launcher, WorkerCommand, Workers
 from study.launchers.monitor import Lookout, View
 from study.signals import StopSignal
 from study.slots import SlotRecord, Slots, is_stopped
-from study.tracking import Spool, sync
+from study.tracking import Spool
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +75,13 @@ class Ended:
 def run_workers(
     slots: Slots,
     launcher: Launcher,
-    arguments: tuple[str, ...],
+    command: WorkerCommand,
     environment: Environment,
     view: View,
 ) -> Ended:
     """Start workers and wait until all have ended; with --detach only start them.
 
-    arguments: of a worker, behind `deepfake-study`. Raises StorageError if the study
-    database is away in the end, and whatever a launcher can't do.
+    Raises StorageError if the study database is away in the end, and whatever a launcher can't do.
     """
     before, placement = slots.records(), launcher.placement
     if all(record.finished for record in before):
@@ -95,7 +93,6 @@ def run_workers(
     if not outlives_its_parent():
         stop.follow_parent(os.getppid())
     lookout = Lookout(slots, view.update)
-    command = WorkerCommand(arguments, str(Path.cwd()), placement.grace_s)
     workers = launcher.start(command, slots.config, environment, lookout.free)
     if placement.detach:
         return Ended(before)
@@ -110,6 +107,8 @@ def run_workers(
             halted = "stopped by `stop`"
         undelivered = Spool.of(slots.config, slots.study_id).pending()
     if undelivered and not stop.asked() and all(record.finished for record in records):
+        from study.tracking import sync  # with all of MLflow
+
         with suppress(UserError):  # what a worker had no time for; `sync` can be called again
             undelivered = sync(slots.config).waiting
     last_words = workers.last_words() if workers.worst else ""
