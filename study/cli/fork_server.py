@@ -66,9 +66,10 @@ def become(output: int) -> None:
 def main() -> None:
     from deepfake.variants import VARIANTS
     from study.cli.app import main as command
-    from study.tracking import confusion_figure  # noqa: F401  # what a slot's end imports
+    from study.tracking import confusion_figure, preload  # noqa: F401  # a slot's end imports it
     from study.worker import work  # noqa: F401  # and with it nearly all that a worker does
 
+    preload()
     for variant in VARIANTS.values():
         pkgutil.resolve_name(variant.network)
     gc.freeze()  # or each worker's collections would copy every page

@@ -1,3 +1,4 @@
+from .client import preload as preload
 from .delivery import (
     Delivery as Delivery,
     Replay as Replay,

@@ -90,6 +90,11 @@ def reason_of(error: Exception) -> str:
     return one_line(error)
 
 
+def preload() -> None:
+    """Import what MLflow imports to open a SQLite store, which most studies have: a second."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 class ClientLooks:
     """What a store says to MLflow's client: a server's, and whatever else it can open."""
 

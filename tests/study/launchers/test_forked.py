@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from study.launchers import forked
-from study.launchers.base import WorkerCommand
+from study.launchers.base import Placement, WorkerCommand
 from study.launchers.forked import ForkedWorker, ForkServer, fork_server
+from study.launchers.local import Local
 from tests.support.exact import wait_for
 from tests.support.runs import ENV, REPOSITORY, Folder
 
@@ -210,6 +211,35 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in text.split()]
+
+
+def test_a_server_that_was_warmed_up_ends_with_its_block_whatever_ends_that(
+    tmp_path: Path,
+) -> None:
+    local = Local(Placement())
+    env = {**ENV, "PYTHONPATH": str(REPOSITORY)}
+    before = set(children(os.getpid()))
+    command = Scripted((WAITING,), str(tmp_path), 25.0)
+    with suppress(KeyError), local.warm_up(command, lambda: env):
+        assert len(set(children(os.getpid())) - before) == 1
+        raise KeyError
+    assert set(children(os.getpid())) == before
+
+
+def test_a_study_that_is_refused_leaves_no_process(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 0)
+    done = folder.run_afresh("run")
+    assert done.returncode == 2
+    assert "Train_poly.json" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [entry for entry in Path("/proc").glob("[0-9]*/cwd") if cwd_of(entry) == tmp_path]
+
+
+def cwd_of(entry: Path) -> Path | None:
+    try:
+        return entry.readlink()
+    except OSError:
+        return None
 
 
 @pytest.mark.slow
