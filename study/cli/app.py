@@ -1,5 +1,7 @@
 """deepfake-study: its commands, its exit codes, one line for what a user can mend."""
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -73,6 +75,8 @@ for command in COMMANDS:
 
 def main() -> None:
     """The console script: exit codes as the README has them, no traceback for what is mendable."""
+    # or the interpreter's end looks once more through all that was imported: a second of a core
+    atexit.register(gc.freeze)
     handler = logging.StreamHandler()
     handler.setFormatter(PasteableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
