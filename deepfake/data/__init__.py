@@ -1,6 +1,7 @@
 """Photos and annotations -> the faces table -> crops, splits, stores.
 
 arrays   rows of an array on disk
+photos   a photo as it was annotated: found by its name, read as 8-bit RGB
 crops    each photo decoded once, each face cut to a small JPEG; resumable
 splits   train / val / test, whole photos together; who may read test
 prepare  all of it in order, with a manifest of what it was made from

@@ -1,15 +1,10 @@
 from .arrays import Rows as Rows, writing as writing
 from .crops import (
     JPEG_QUALITY as JPEG_QUALITY,
-    PHOTO_FORMATS as PHOTO_FORMATS,
-    UNREADABLE as UNREADABLE,
-    cause_of as cause_of,
     crop_box as crop_box,
     cut_faces as cut_faces,
     encoded as encoded,
-    find_photos as find_photos,
     pixels_of as pixels_of,
-    read_photo as read_photo,
     resized as resized,
 )
 from .feed import (
@@ -25,6 +20,13 @@ from .layouts.openforensics import (
     read_faces as read_faces,
     write_faces as write_faces,
     write_json as write_json,
+)
+from .photos import (
+    PHOTO_FORMATS as PHOTO_FORMATS,
+    UNREADABLE as UNREADABLE,
+    cause_of as cause_of,
+    find_photos as find_photos,
+    read_photo as read_photo,
 )
 from .prepare import (
     CROPS as CROPS,

@@ -5,42 +5,24 @@ import io
 import itertools
 import json
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from deepfake.data.layouts.openforensics import resolve_photos
-from deepfake.errors import DataError, one_line, writing_data
+from deepfake.data.photos import UNREADABLE, cause_of, find_photos, read_photo
+from deepfake.errors import DataError, writing_data
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
 
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
 JPEG_QUALITY: Final = 95
 DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
 
 _PHOTOS_A_CHUNK = 16
-UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is the machine's
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 @dataclass(frozen=True)
@@ -93,18 +75,6 @@ def crop_box(
 def _with_margin(bbox: Sequence[float], margin: float) -> tuple[float, float, float, float]:
     x, y, w, h = bbox
     return x - margin * w, y - margin * h, x + w + margin * w, y + h + margin * h
-
-
-def find_photos(faces: pd.DataFrame, photos_dir: Path) -> dict[str, Path | str]:
-    """Each file_name's photo, or the reason it has none; DataError if no photo at all is found."""
-    photos = resolve_photos(faces["file_name"], photos_dir)
-    if not any(isinstance(photo, Path) for photo in photos.values()):
-        name, reason = next(iter(photos.items()))
-        raise DataError(
-            f"{photos_dir}: none of {len(photos)} photos found ({name!r} is {reason});"
-            " set data.photos_dir to the folder that holds them"
-        )
-    return photos
 
 
 def cut_faces(
@@ -199,35 +169,6 @@ def _cut_photo(
             box = crop_box(face.bbox, pixels.size, margin)
             _save(pixels.crop(box), crops_dir / face.cutted_name)
         yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, margin))
-
-
-def read_photo(file: Path | BinaryIO, decode: bool = True) -> Image.Image:
-    """The photo in RGB as it is stored: OpenForensics' boxes know no EXIF orientation.
-
-    Raises one of UNREADABLE, whose cause_of() is one line.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd EXIF, of palettes with transparency
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=PHOTO_FORMATS) as photo:  # the header: size is checked here
-            if not decode:
-                return photo
-            photo.load()
-            pixels = photo if photo.mode == "RGB" else photo.convert("RGB")
-            pixels.info = {}  # a photo's comment would be written into its crops
-            pixels.format = photo.format
-            return pixels
-
-
-def cause_of(error: Exception) -> str:
-    """One line without a path: dropped.csv is the same on every machine."""
-    match error:
-        case UnidentifiedImageError():
-            return "not an image"
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"over {Image.MAX_IMAGE_PIXELS} pixels"
-        case _:
-            return one_line(error, path=False)
 
 
 def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) -> bool:

@@ -12,9 +12,10 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
-from deepfake.data.crops import CutResult, cut_faces, find_photos
+from deepfake.data.crops import CutResult, cut_faces
 from deepfake.data.layouts import PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
+from deepfake.data.photos import find_photos
 from deepfake.data.splits import (
     FACES_CSV,
     SPLITS_CSV,

@@ -1,11 +1,10 @@
 """OpenForensics JSONs and photos -> the faces table, and the table -> JSONs."""
 
 import json
-import os
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,69 +77,6 @@ def write_json(
     categories = [{"id": REAL, "name": "Real"}, {"id": FAKE, "name": "Fake"}]
     document = {"categories": categories, "images": images, "annotations": annotations}
     write_whole(path, json.dumps(document).encode())
-
-
-def resolve_photos(file_names: Iterable[str], photos_dir: Path) -> dict[str, Path | str]:
-    """For each name its photo's real path, or the reason there is none.
-
-    Tried in turn: the name under photos_dir; the same without its leading `Images/` (the
-    archives unpack so); the base name anywhere under photos_dir. Reasons: 'absent',
-    'ambiguous: a, b'. Raises DataError where a photo really lies outside photos_dir.
-    """
-    root = photos_dir.resolve()
-    if not root.is_dir():
-        raise DataError(f"{photos_dir}: no such folder; set data.photos_dir to the photos' folder")
-    found: dict[str, Path | str | None] = {
-        name: _by_name(root, name) for name in dict.fromkeys(file_names)
-    }
-    lost = {Path(name).name for name, photo in found.items() if photo is None}
-    index = _index(root, lost) if lost else {}  # only if needed: walking a big folder takes long
-    return {
-        name: photo if photo is not None else _by_base_name(root, name, index[Path(name).name])
-        for name, photo in found.items()
-    }
-
-
-def _by_name(root: Path, name: str) -> Path | None:
-    for candidate in (root / name, root / name.removeprefix("Images/")):
-        if _is_file(candidate):
-            return _inside(candidate, root, name)
-    return None
-
-
-def _index(root: Path, wanted: set[str]) -> dict[str, list[Path]]:
-    index: dict[str, list[Path]] = {name: [] for name in wanted}
-    for folder, _, files in os.walk(root):
-        for name in wanted.intersection(files):
-            index[name].append(Path(folder, name))
-    return index
-
-
-def _by_base_name(root: Path, name: str, candidates: list[Path]) -> Path | str:
-    match sorted(path for path in candidates if _is_file(path)):
-        case []:
-            return "absent"
-        case [photo]:
-            return _inside(photo, root, name)
-        case several:
-            return "ambiguous: " + ", ".join(str(path.relative_to(root)) for path in several)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for the file system, a folder that may not be entered
-        return False
-
-
-def _inside(photo: Path, root: Path, name: str) -> Path:
-    real = photo.resolve()
-    if not real.is_relative_to(root):
-        raise DataError(
-            f"{photo}: file_name {name!r} points outside the photo folder: a link leads to {real};"
-            " copy the photo, or set data.photos_dir to a folder that holds both"
-        )
-    return real
 
 
 def _read_json(path: Path) -> Annotations:
