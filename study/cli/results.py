@@ -1,4 +1,4 @@
-"""What the search found: proven, compared, written down, kept, used."""
+"""What the search found: proven, compared, written down, exported, used."""
 
 import os
 import sys
@@ -110,11 +110,11 @@ def _train_finalists(
 
 def _register(evaluator: "Evaluator", found: "Evaluation") -> dict[str, str]:
     """The verdict's model and the best baseline; a registry that refuses costs a warning."""
-    from study.evaluation import keep_best
+    from study.evaluation import register_best
     from study.tracking import TrackingError
 
     try:
-        return keep_best(evaluator, found)
+        return register_best(evaluator, found)
     except (TrackingError, OSError) as error:
         warn(f"not registered: {error}")
         return {}
@@ -194,16 +194,20 @@ def export(
     loaded = load(config, set_, "exporting a model of")
     from deepfake.reproducibility import pick_device
     from study.cli.live import progress_bars
-    from study.evaluation import keep
+    from study.evaluation import export_slot
     from study.slots import join
 
     slots, where = join(loaded), pick_device(device)
     with progress_bars(stderr()) as advance:
-        kept = keep(slots, number, out, where, onnx=onnx, progress=advance)
-    said = f"{kept.folder} has the model of slot {kept.slot}, {kept.variant}: its temperature is "
-    said += f"{kept.temperature:.3f}, a face is fake from P(fake) {kept.threshold:.3f}; MLflow's "
-    said += f"registry has it as {kept.registered}"
-    show(asdict(kept), said, as_json)
+        model = export_slot(slots, number, out, where, onnx=onnx, progress=advance)
+    said = (
+        f"{model.folder} has the model of slot {model.slot}, {model.variant}: its temperature is "
+    )
+    said += (
+        f"{model.temperature:.3f}, a face is fake from P(fake) {model.threshold:.3f}; MLflow's "
+    )
+    said += f"registry has it as {model.registered}"
+    show(asdict(model), said, as_json)
 
 
 def predict(

@@ -1,8 +1,8 @@
 from .analysis import analyse as analyse
-from .artifacts import logged_exhibits as logged_exhibits
+from .artifacts import logged_curves_and_galleries as logged_curves_and_galleries
 from .error_analysis import jpeg_base64 as jpeg_base64, picture_of as picture_of
 from .evaluator import Evaluator as Evaluator
-from .export import keep as keep, keep_best as keep_best
+from .export import export_slot as export_slot, register_best as register_best
 from .finalists import (
     begin_final as begin_final,
     contenders_of_final as contenders_of_final,

@@ -103,7 +103,7 @@ def _finish(axes: Axes, x: str, y: str, *, diagonal: bool = False) -> None:
 CURVES, ERRORS = "curves.json", "errors.json"
 
 
-def exhibits(
+def curves_and_galleries(
     predictions: pd.DataFrame,
     best: str | None,
     sha256: str,
@@ -134,10 +134,10 @@ def exhibits(
     return {f"{split}/{name}": content for name, content in files.items()}
 
 
-def logged_exhibits(
+def logged_curves_and_galleries(
     tracker: Tracker, predictions_sha256: str | None, split: str = "test"
 ) -> dict[str, Any]:
-    """ "curves" and "galleries" of an evaluation's table, as exhibits left them.
+    """ "curves" and "galleries" of an evaluation's table, as logged.
 
     Raises TrackingError if MLflow does not have them, or has those of another evaluation.
     """

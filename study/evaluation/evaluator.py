@@ -38,7 +38,7 @@ from deepfake.transforms import SUITE
 from deepfake.variants import VARIANTS
 from study.config import OBJECTIVES, StudyConfig
 from study.evaluation.analysis import analyse
-from study.evaluation.artifacts import corruptions_figure, exhibits
+from study.evaluation.artifacts import corruptions_figure, curves_and_galleries
 from study.evaluation.finalists import Contender, diagnostics_of, of_search
 from study.evaluation.predictions import (
     prediction_rows,
@@ -46,7 +46,7 @@ from study.evaluation.predictions import (
     write_predictions,
 )
 from study.evaluation.results import Evaluated, Evaluation, Proof, Row, SplitFigures
-from study.evaluation.robustness import falls_of, first_seeds, write_corruptions
+from study.evaluation.robustness import first_seeds, rows_under_corruptions, write_corruptions
 from study.slots import SlotRecord, Slots, Training
 from study.tracking import Spool, Tracker, confusion_figure, dataset, describe
 from study.worker import Inputs, hardware, set_up, study_fingerprint
@@ -119,7 +119,7 @@ class Evaluator:
         self.further = tuple(split for split in splits if split not in SPLITS)  # test sets
         self.predictions = pd.DataFrame()  # of the last evaluate: see predictions.py
         self._rows: list[pd.DataFrame] = []  # of the predictions
-        self._falls: list[Row] = []  # under corruptions
+        self._corruption_rows: list[Row] = []  # under corruptions
         self._draws: dict[Split, NDArray[np.uint16]] = {}
         self._steps = Steps(quiet, "", 0)  # batches of the stage under way
 
@@ -148,7 +148,7 @@ class Evaluator:
     def _evaluate(
         self, contenders: Sequence[Contender], left_out: Sequence[str], *, corruptions: bool
     ) -> Evaluation:
-        self._rows, self._falls = [], []
+        self._rows, self._corruption_rows = [], []
         everyone = (*contenders, *diagnostics_of(self.slots))
         under_corruptions = first_seeds(contenders) if corruptions else []
         proven = self._prove_all(everyone)
@@ -174,7 +174,7 @@ class Evaluator:
     ) -> list[Evaluated]:
         self._steps = self._tests(len(everyone), len(under_corruptions))
         return [
-            self._test(contender, evaluated, opening, fall=contender in under_corruptions)
+            self._test(contender, evaluated, opening, corruptions=contender in under_corruptions)
             for contender, evaluated in zip(everyone, proven, strict=True)
         ]
 
@@ -204,7 +204,7 @@ class Evaluator:
             analysis=analyse(predictions, baselines),
             test_sets={name: analyse(predictions, baselines, name) for name in self.further},
             predictions_sha256=sha256_of(table),
-            corruptions=self._falls or None,
+            corruptions=self._corruption_rows or None,
         )
 
     def _log(self, evaluation: Evaluation, table: Path) -> None:
@@ -212,7 +212,7 @@ class Evaluator:
         assert evaluation.opening is not None
         # first, or figures would stand without what they were computed from
         self.tracker.log_study_file(f"test/{PREDICTIONS}", table)
-        self._log_falls(table.parent)
+        self._log_corruptions(table.parent)
         self.slots.set_attribute("evaluation", asdict(evaluation))
         openings = self.slots.attributes()["openings"]
         tags = {
@@ -220,14 +220,16 @@ class Evaluator:
             "test_openings": str(evaluation.openings),
         }
         self.tracker.log_study(tags, {"test/openings.json": json.dumps(openings, indent=1)})
-        self.tracker.log_study({}, self._exhibits(evaluation, self.predictions))
+        self.tracker.log_study({}, self._curves_and_galleries(evaluation, self.predictions))
         self.tracker.describe(describe(self.slots))
 
-    def _exhibits(self, evaluation: Evaluation, predictions: pd.DataFrame) -> dict[str, Any]:
+    def _curves_and_galleries(
+        self, evaluation: Evaluation, predictions: pd.DataFrame
+    ) -> dict[str, Any]:
         assert evaluation.analysis is not None
         assert evaluation.predictions_sha256 is not None
         best, crops_dir = evaluation.analysis.best, self.inputs.prepared.work_dir / "crops"
-        return exhibits(predictions, best, evaluation.predictions_sha256, crops_dir)
+        return curves_and_galleries(predictions, best, evaluation.predictions_sha256, crops_dir)
 
     def evaluate_slot(self, number: int) -> Evaluation:
         """Prove one slot; its test figures only if an opened list already names it."""
@@ -262,10 +264,10 @@ class Evaluator:
         passes = self.config.study.val_passes
         return Steps(self.progress, "prove", models * passes * self.batches("val"))
 
-    def _tests(self, models: int, fallen: int) -> Steps:
+    def _tests(self, models: int, under_corruptions: int) -> Steps:
         each = sum(self.batches(split) for split in ("test", *self.further))
-        falls = fallen * len(SUITE) * self.batches("test")
-        return Steps(self.progress, "test", models * each + falls)
+        corrupted = under_corruptions * len(SUITE) * self.batches("test")
+        return Steps(self.progress, "test", models * each + corrupted)
 
     def _prove(self, contender: Contender) -> Evaluated:
         """Compute the objective again from the logged weights, and hold it to the logged."""
@@ -335,9 +337,14 @@ class Evaluator:
         return opening, entry
 
     def _test(
-        self, contender: Contender, evaluated: Evaluated, opening: Opening, *, fall: bool = False
+        self,
+        contender: Contender,
+        evaluated: Evaluated,
+        opening: Opening,
+        *,
+        corruptions: bool = False,
     ) -> Evaluated:
-        """The same model on each test set, logged to its run; fall: on test under corruptions."""
+        """The same model on each test set, logged to its run; test under corruptions, too."""
         record, training = contender.record, contender.training
         assert record.params is not None
         assert record.run_id is not None
@@ -349,27 +356,29 @@ class Evaluator:
         for split in ("test", *self.further):
             faces = Faces.load(self.inputs.prepared.work_dir, split, train.side_px, opening)
             logits = logits_of(faces)
-            if fall and split == "test":
+            if corruptions and split == "test":
                 log.info("%s: %d test faces under corruptions", training.model, len(faces))
                 draws = self._draws_of(split, faces)
-                self._falls += falls_of(training, train.variant, faces, logits, logits_of, draws)
+                self._corruption_rows += rows_under_corruptions(
+                    training, train.variant, faces, logits, logits_of, draws
+                )
             of_set[split], files = self._figures(training, logits, faces, split)
             tested_on = [dataset(self.inputs.prepared, split, faces.table)]
             self.tracker.note_datasets(record.run_id, tested_on)
             self.tracker.log_evaluation(record.run_id, split, of_set[split].metrics, files)
         return replace(evaluated, test=of_set.pop("test"), test_sets=of_set)
 
-    def _log_falls(self, folder: Path) -> None:
+    def _log_corruptions(self, folder: Path) -> None:
         """The table of what was measured under corruptions, and its picture.
 
         Where nothing was, they take the place of an earlier list's. Raises TrackingError.
         """
         before = self.slots.attribute("evaluation")  # of another version, maybe
-        if not self._falls and not (before and before.get("corruptions")):
+        if not self._corruption_rows and not (before and before.get("corruptions")):
             return
         table, picture = folder / CORRUPTIONS, folder / "corruptions.png"
-        write_corruptions(self._falls, table)
-        corruptions_figure(self._falls).savefig(picture)
+        write_corruptions(self._corruption_rows, table)
+        corruptions_figure(self._corruption_rows).savefig(picture)
         for path in (table, picture):
             self.tracker.log_study_file(f"test/{path.name}", path)
 
@@ -382,7 +391,7 @@ class Evaluator:
     def _figures(
         self, training: Training, logits: torch.Tensor, faces: Faces, split: Split
     ) -> tuple[SplitFigures, dict[str, Any]]:
-        """Figures of one split, and the files that show them in MLflow; its rows are kept."""
+        """Figures of one split, and the files that show them in MLflow; notes its rows."""
         rows = prediction_rows(faces.table, logits.numpy(), training, split)
         self._rows.append(rows)
         matrix: ConfusionMatrix = confusion_matrix(logits, faces.labels)

@@ -100,7 +100,7 @@ REGISTER_S = 600.0  # another evaluate is at it: two models are traced and writt
 
 
 @dataclass(frozen=True)
-class Kept:
+class ExportedSlot:
     """Where an exported model is, and what it says of itself."""
 
     folder: str
@@ -112,7 +112,7 @@ class Kept:
     weights_sha256: str
 
 
-def keep(
+def export_slot(
     slots: Slots,
     number: int | None,
     out: Path,
@@ -120,7 +120,7 @@ def keep(
     *,
     onnx: bool = False,
     progress: Progress = quiet,
-) -> Kept:
+) -> ExportedSlot:
     """Export a slot, without a number the best one, to the folder out and to MLflow's registry.
 
     Raises UserError if out is there already or the slot has no weights, ProofFailed if they are
@@ -135,10 +135,10 @@ def keep(
         if best is None:
             raise UserError(f"study '{slots.config.name}' has no complete slot to export")
         number = best.number
-    return _keep(evaluator, evaluator.evaluate_slot(number), out, onnx=onnx)
+    return _export(evaluator, evaluator.evaluate_slot(number), out, onnx=onnx)
 
 
-def keep_best(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, str]:
+def register_best(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, str]:
     """Register the verdict's model, and the best baseline by the objective; the URI by alias.
 
     evaluation: of evaluate. What an alias stands for already is left as it is. Raises
@@ -160,7 +160,7 @@ def keep_best(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, str]:
             if stands_for(tracker, alias) != weights_sha256:
                 proof = _proof_of(evaluation, weights_sha256) or evaluator.evaluate_slot(number)
                 with tempfile.TemporaryDirectory() as folder:
-                    _keep(evaluator, proof, Path(folder, "model"), alias=alias)
+                    _export(evaluator, proof, Path(folder, "model"), alias=alias)
     return {alias: f"models:/{evaluator.config.name}@{alias}" for alias in there}
 
 
@@ -171,15 +171,15 @@ def _proof_of(evaluation: Evaluation, weights_sha256: str) -> Evaluation | None:
     return replace(evaluation, finalists=mine[:1]) if mine else None
 
 
-def _keep(
+def _export(
     evaluator: Evaluator,
     evaluation: Evaluation,
     out: Path,
     *,
     onnx: bool = False,
     alias: str | None = None,
-) -> Kept:
-    """evaluation: of the one slot that is kept."""
+) -> ExportedSlot:
+    """evaluation: of the one slot that is exported."""
     records, progress = evaluator.slots.records(), evaluator.progress
     (proven,) = evaluation.finalists
     record = next(record for record in records if record.number == proven.slot)
@@ -212,7 +212,7 @@ def _keep(
         registered = register(evaluator.tracker, record.run_id, network, info, files, alias)
         writing.advance()
     own = (record.number, info.variant, temperature, threshold, weights_sha256)
-    return Kept(str(out), registered, *own)
+    return ExportedSlot(str(out), registered, *own)
 
 
 def _check_logged(evaluator: Evaluator, record: SlotRecord, weights_sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""How far the finalists fall on test faces under corruptions: a row for each, as a table."""
+"""What finalists score on test faces under corruptions: a row for each, as a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def first_seeds(contenders: Sequence[Contender]) -> list[Contender]:
     return list(first.values())
 
 
-def falls_of(
+def rows_under_corruptions(
     training: Training,
     variant: VariantName,
     faces: Faces,

@@ -6,7 +6,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from deepfake.metrics import METRICS, MIN_REALS
-from study.evaluation import MIN_SEEDS, Evaluation, SliceRates, headline, logged_exhibits
+from study.evaluation import (
+    MIN_SEEDS,
+    Evaluation,
+    SliceRates,
+    headline,
+    logged_curves_and_galleries,
+)
 from study.report.test_plots import (
     curve_figures,
     differences_figure,
@@ -71,10 +77,10 @@ def _by_kind(slices: Iterable[SliceRates]) -> dict[str, list[SliceRates]]:
 def _logged(
     evaluation: Evaluation, tracker: Tracker | None
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The exhibits, or why there are none."""
+    """Curves and galleries, or why there are none."""
     if tracker is None:
         return None, "MLflow can't be reached or has no run of this study"
     try:
-        return logged_exhibits(tracker, evaluation.predictions_sha256), None
+        return logged_curves_and_galleries(tracker, evaluation.predictions_sha256), None
     except TrackingError as error:
         return None, str(error)

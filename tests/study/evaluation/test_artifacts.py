@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from study.config.schema import StudyConfig
-from study.evaluation.artifacts import exhibits, logged_exhibits
+from study.evaluation.artifacts import curves_and_galleries, logged_curves_and_galleries
 from study.slots.study import create_or_join
 from study.tracking.store import TrackingError
 from study.tracking.tracker import Tracker
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory):
     predictions = table()
     for name in predictions["cutted_name"].unique():
         Image.new("RGB", (40, 50)).save(crops_dir / name, "JPEG")
-    return exhibits(predictions, "slot 7", SHA, crops_dir)
+    return curves_and_galleries(predictions, "slot 7", SHA, crops_dir)
 
 
 def test_the_best_candidate_and_the_baselines_are_shown_and_no_diagnostics(files) -> None:
@@ -53,15 +53,15 @@ def test_a_page_gets_those_of_its_evaluation_and_no_others(
     config = make_config()
     tracker = Tracker(config, create_or_join(config, {"study.seed": 0}))
     with pytest.raises(TrackingError, match="can't be read"):
-        logged_exhibits(tracker, SHA)
+        logged_curves_and_galleries(tracker, SHA)
     tracker.log_study({}, files)
-    found = logged_exhibits(tracker, SHA)
+    found = logged_curves_and_galleries(tracker, SHA)
     assert found["curves"] == json.loads(files["test/curves.json"])["models"]
     assert found["galleries"] == json.loads(files["test/errors.json"])["galleries"]
     with pytest.raises(TrackingError, match="to another evaluation or is incomplete"):
-        logged_exhibits(tracker, "b" * 64)
+        logged_curves_and_galleries(tracker, "b" * 64)
     tracker.log_study({}, {"test/errors.json": files["test/errors.json"][:1000]})
     with pytest.raises(
         TrackingError, match=r"errors\.json belongs to another evaluation or is incomplete"
     ):
-        logged_exhibits(tracker, SHA)
+        logged_curves_and_galleries(tracker, SHA)

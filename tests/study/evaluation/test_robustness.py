@@ -29,8 +29,8 @@ from study.evaluation.results import Row
 from study.evaluation.robustness import (
     COLUMNS,
     FIGURES,
-    falls_of,
     first_seeds,
+    rows_under_corruptions,
     steps,
     write_corruptions,
 )
@@ -84,7 +84,9 @@ def contender(model: str = "slot 3", seed: int = 0) -> Contender:
 def rows_of(network: nn.Module, faces: Faces) -> list[Row]:
     logits_of = partial(evaluate, network, config=CONFIG, device=CPU)
     draws = draw_photos(faces.photos, faces.labels.numpy())
-    return falls_of(contender().training, "cnn", faces, logits_of(faces), logits_of, draws)
+    return rows_under_corruptions(
+        contender().training, "cnn", faces, logits_of(faces), logits_of, draws
+    )
 
 
 @pytest.fixture(scope="module")
