@@ -18,8 +18,8 @@ from study.slots import NoStudy, SlotRecord, Slots, join
 from study.storage import has_tables
 from study.tracking import (
     LoggedRun,
-    Shelf,
     Spool,
+    StudyRuns,
     by_hand,
     check_tracking,
     differs,
@@ -151,14 +151,14 @@ def _reached(config: StudyConfig) -> Iterator[Finding]:
     elif not sqlite.is_file():
         yield Finding("mlflow", "note", f"{sqlite}: not there yet; the first run creates it")
         return
-    Shelf.of(config, "")  # raises what hinders it
+    StudyRuns.of(config, "")  # raises what hinders it
     yield Finding("mlflow", "ok", f"{uri} answers")
 
 
 def _runs(slots: Slots) -> Iterator[Finding]:
     config = slots.config
-    shelf = Shelf.of(config, slots.study_id)
-    runs = [] if shelf is None else shelf.runs()
+    logged = StudyRuns.of(config, slots.study_id)
+    runs = [] if logged is None else logged.runs()
     records = slots.records()
     spool = Spool.of(config, slots.study_id)
     undelivered = {journal.slot for journal in spool.journals() if journal.pending}
@@ -253,7 +253,7 @@ def _mend(config: StudyConfig, mended: list[str]) -> Iterator[Finding]:
             for record in slots.free_stale():
                 mended.append(f"study '{name}': slot {record.number} taken back: {record.worker}")
         try:
-            if Shelf.of(slots.config, slots.study_id) is None:
+            if StudyRuns.of(slots.config, slots.study_id) is None:
                 continue
             replay = Replay(slots.config, slots, Spool.of(slots.config, slots.study_id))
             if count := replay.reconcile():

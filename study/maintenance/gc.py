@@ -12,7 +12,7 @@ from deepfake.data import CROPS, store_path
 from study.config import StudyConfig
 from study.maintenance.disk import Usage, bytes_of
 from study.slots import SlotRecord, Slots, incumbents, join, ranked
-from study.tracking import WEIGHTS, Shelf, Spool, TrackingError
+from study.tracking import WEIGHTS, Spool, StudyRuns, TrackingError
 from study.worker import checkpoints_of
 
 
@@ -41,9 +41,9 @@ def collect(config: StudyConfig, best: int, *, dry_run: bool) -> Collected:
     # an evaluate may be reading them, or about to freeze a list of them
     with nullcontext() if dry_run else slots.removing_weights():
         records = slots.records()
-        shelf = Shelf.of(config, slots.study_id)
-        kept = _kept(slots, records, best, shelf)
-        todo = [*_of_slots(slots, records, kept, shelf), *_unfinished(config)]
+        logged = StudyRuns.of(config, slots.study_id)
+        kept = _kept(slots, records, best, logged)
+        todo = [*_of_slots(slots, records, kept, logged), *_unfinished(config)]
         failed = {} if dry_run else _remove(todo)
     done = [usage for number, (usage, _) in enumerate(todo) if number not in failed]
     freed = sum(usage.n_bytes for usage in done)
@@ -66,7 +66,7 @@ def _remove(todo: Sequence[_Todo]) -> dict[int, str]:
 
 
 def _kept(
-    slots: Slots, records: Sequence[SlotRecord], best: int, shelf: Shelf | None
+    slots: Slots, records: Sequence[SlotRecord], best: int, logged: StudyRuns | None
 ) -> dict[int, str]:
     """Why, by slot."""
     # of the drawn ones, as evaluate chooses its candidates: baselines stay anyway
@@ -90,23 +90,23 @@ def _kept(
                 kept[record.number] = reason
                 break
         else:
-            if shelf is not None and record.run_id and shelf.is_registered(record.run_id):
+            if logged is not None and record.run_id and logged.is_registered(record.run_id):
                 kept[record.number] = "its model is registered"
     return kept
 
 
 def _of_slots(
-    slots: Slots, records: Sequence[SlotRecord], kept: dict[int, str], shelf: Shelf | None
+    slots: Slots, records: Sequence[SlotRecord], kept: dict[int, str], logged: StudyRuns | None
 ) -> Iterator[_Todo]:
-    runs = {} if shelf is None else {run.run_id for run in shelf.runs()}
+    runs = {} if logged is None else {run.run_id for run in logged.runs()}
     for record in records:
         if not record.finished or record.number in kept:
             continue
         number, run_id = record.number, record.run_id
-        if shelf and run_id and run_id in runs and (size := shelf.weights_bytes(run_id)):
+        if logged and run_id and run_id in runs and (size := logged.weights_bytes(run_id)):
             what = f"weights of slot {number}, {record.state}"
             place = f"MLflow run {run_id}: {WEIGHTS}"
-            yield Usage(what, place, size), _removing_weights(shelf, run_id)
+            yield Usage(what, place, size), _removing_weights(logged, run_id)
         checkpoints = checkpoints_of(slots, number)
         if checkpoints.folder.is_dir():
             what = f"checkpoints of slot {number}, {record.state}"
@@ -114,8 +114,8 @@ def _of_slots(
             yield Usage(what, str(checkpoints.folder), size), checkpoints.remove
 
 
-def _removing_weights(shelf: Shelf, run_id: str) -> Callable[[], None]:
-    return lambda: shelf.remove_weights(run_id)
+def _removing_weights(logged: StudyRuns, run_id: str) -> Callable[[], None]:
+    return lambda: logged.remove_weights(run_id)
 
 
 def _unfinished(config: StudyConfig) -> Iterator[_Todo]:

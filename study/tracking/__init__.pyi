@@ -28,7 +28,7 @@ from .spool import (
 from .store import (
     WEIGHTS as WEIGHTS,
     LoggedRun as LoggedRun,
-    Shelf as Shelf,
+    StudyRuns as StudyRuns,
     TrackingError as TrackingError,
     by_hand as by_hand,
     check_tracking as check_tracking,

@@ -65,7 +65,7 @@ def reached(uri: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        raise TrackingError(f"tracking.uri: {uri}: {reason_of(error)}") from None
+        raise TrackingError(f"tracking.uri: {uri}: {in_one_line(error)}") from None
 
 
 def refuse_deleted(experiment: Experiment, uri: str) -> None:
@@ -83,7 +83,7 @@ def logged_run(run: Run) -> LoggedRun:
     return LoggedRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags))
 
 
-def reason_of(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """One line of what MLflow raises."""
     if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
         return "the server does not answer"  # requests', whose words are half a page
@@ -95,7 +95,7 @@ def preload() -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
-class ClientLooks:
+class ClientStore:
     """What a store says to MLflow's client: a server's, and whatever else it can open."""
 
     def __init__(self, uri: str) -> None:

@@ -17,7 +17,7 @@ from study.slots import Slots, join
 from study.tracking.description import describe
 from study.tracking.provenance import known
 from study.tracking.spool import Entry, Journal, Spool
-from study.tracking.store import LoggedRun, TrackingError, differs, reason_of
+from study.tracking.store import LoggedRun, TrackingError, differs, final_reason
 from study.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,8 @@ class Replay:
         """
         with self.tracker.reached():
             runs = self.tracker.runs()
-            records = (
-                self.slots.records()
-            )  # behind the runs: of each there is a slot, or never was
+            # behind the runs: of each there is a slot, or never was
+            records = self.slots.records()
             left = {journal.slot for journal in self.spool.journals()}
             doubtful = {n for n in runs.keys() | left if n < len(records)}
             doubtful = {n for n in doubtful if n in left or differs(runs[n], records[n])}
@@ -157,7 +156,7 @@ class Replay:
             run = self.tracker.find_run(slot)
             if differed := run is not None and differs(run, record):
                 now_ms = int(time.time() * 1000)
-                self.tracker.end_run(run, record.state, reason_of(record), now_ms)
+                self.tracker.end_run(run, record.state, final_reason(record), now_ms)
             if record.finished:  # its worker was killed before it could say so
                 for journal in self.spool.journals_of(slot):
                     journal.remove()

@@ -3,12 +3,17 @@
 A plain SQLite file is read directly; of a server its client asks.
 """
 
+import importlib.util
+import re
 import shlex
 import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
@@ -54,10 +59,11 @@ class LoggedExperiment:
 def differs(run: LoggedRun, record: SlotRecord) -> bool:
     """Whether the run is in another state than the study database says."""
     said = (run.status, run.tags.get("state"), run.tags.get("reason", ""))
-    return said != (STATUS[record.state], record.state, reason_of(record))
+    return said != (STATUS[record.state], record.state, final_reason(record))
 
 
-def reason_of(record: SlotRecord) -> str:
+def final_reason(record: SlotRecord) -> str:
+    """Why a slot ended as it did; empty while it has not."""
     return (record.reason or "") if record.finished else ""
 
 
@@ -120,8 +126,8 @@ def check_tracking(config: StudyConfig) -> str | None:
     return None
 
 
-class Looks(Protocol):
-    """What can be asked of a store. Every method raises TrackingError."""
+class Store(Protocol):
+    """What can be asked of MLflow's store. Every method raises TrackingError."""
 
     def experiment(self, name: str) -> LoggedExperiment | None: ...
 
@@ -138,48 +144,70 @@ class Looks(Protocol):
         """For good; the run says so in a tag."""
 
 
-class Shelf:
-    """The experiment of one study, if there is one: a Tracker would create it."""
+class StudyRuns:
+    """The runs of one study, if it has an experiment: a Tracker would create one."""
 
-    def __init__(self, looks: Looks, experiment_id: str, study_id: str) -> None:
+    def __init__(self, store: Store, experiment_id: str, study_id: str) -> None:
         self.experiment_id = experiment_id
         self.study_id = study_id
-        self.weights_bytes = looks.weights_bytes
-        self.is_registered = looks.is_registered
-        self.remove_weights = looks.remove_weights
-        self._looks = looks
+        self.weights_bytes = store.weights_bytes
+        self.is_registered = store.is_registered
+        self.remove_weights = store.remove_weights
+        self._store = store
 
     @classmethod
     def of(cls, config: StudyConfig, study_id: str) -> Self | None:
         """None if the study has no experiment there; TrackingError if it was deleted, too."""
         uri = config.tracking.uri
-        looks = looks_of(uri)
-        experiment = looks.experiment(config.name)
+        store = store_at(uri)
+        experiment = store.experiment(config.name)
         if experiment is None:
             return None
         if experiment.deleted:
             raise TrackingError(f"tracking.uri: {uri}: {deleted_line(experiment, uri)}")
-        return cls(looks, experiment.experiment_id, study_id)
+        return cls(store, experiment.experiment_id, study_id)
 
     def runs(self) -> list[LoggedRun]:
         """Of slots, more than one of a slot if there are. Raises TrackingError."""
-        return self._looks.slot_runs(self.experiment_id, self.study_id)
+        return self._store.slot_runs(self.experiment_id, self.study_id)
 
 
-def looks_of(uri: str) -> Looks:
+def store_at(uri: str) -> Store:
+    """Raises TrackingError."""
     if (sqlite := sqlite_path(uri)) is not None:
-        return SqliteLooks(sqlite, uri)
-    from study.tracking.client import ClientLooks  # with all of MLflow
+        store = SqliteStore(sqlite, uri)
+        if store.revision() in (None, installed_revision()):
+            return store
+    from study.tracking.client import ClientStore  # with all of MLflow
 
-    return ClientLooks(uri)
+    return ClientStore(uri)
 
 
-class SqliteLooks:
-    """MLflow's own tables, read."""
+def installed_revision() -> str:
+    """Of the tables that the installed MLflow makes: of its migrations, the one none builds on."""
+    found = importlib.util.find_spec("mlflow")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    folder = Path(found.submodule_search_locations[0], "store/db_migrations/versions")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    made = set(re.findall(r"^revision\b.*?= *[\"'](\w+)", text, re.MULTILINE))
+    built_on = " ".join(re.findall(r"^down_revision\b.*?=(.*)", text, re.MULTILINE))
+    return ", ".join(made - set(re.findall(r"\w+", built_on)))
+
+
+class SqliteStore:
+    """MLflow's own tables, read; where they are those of the MLflow that is installed."""
 
     def __init__(self, sqlite: Path, uri: str) -> None:
         self._sqlite = sqlite
         self._uri = uri
+
+    def revision(self) -> str | None:
+        """Of its tables; None before there are any."""
+        with self._asked():
+            if not has_tables(self._sqlite):
+                return None
+        return ", ".join(name for (name,) in self._rows("SELECT version_num FROM alembic_version"))
 
     def experiment(self, name: str) -> LoggedExperiment | None:
         with self._asked():
@@ -194,7 +222,8 @@ class SqliteLooks:
 
     def slot_runs(self, experiment_id: str, study_id: str) -> list[LoggedRun]:
         found = self._rows(
-            "SELECT runs.run_uuid, runs.status FROM runs"
+            "SELECT runs.run_uuid, runs.status, tags.key, tags.value FROM runs"
+            " JOIN tags ON tags.run_uuid = runs.run_uuid"
             " JOIN tags AS study ON study.run_uuid = runs.run_uuid AND study.key = 'study_id'"
             " JOIN tags AS slot ON slot.run_uuid = runs.run_uuid AND slot.key = 'slot'"
             " WHERE runs.experiment_id = ? AND runs.lifecycle_stage = 'active'"
@@ -203,15 +232,20 @@ class SqliteLooks:
             int(experiment_id),
             study_id,
         )
-        return [LoggedRun(run_id, status, self._tags(run_id)) for run_id, status in found]
+        return [
+            LoggedRun(run_id, status, {key: value for *_, key, value in rows})
+            for (run_id, status), rows in groupby(found, itemgetter(0, 1))
+        ]
 
     def weights_bytes(self, run_id: str) -> int:
-        found = self._rows("SELECT artifact_uri FROM runs WHERE run_uuid = ?", run_id)
-        place = urlsplit(found[0][0])
-        if place.scheme not in ("", "file"):
-            return self._by_client().weights_bytes(run_id)
-        weights = Path(unquote(place.path)) / WEIGHTS
-        return weights.stat().st_size if weights.is_file() else 0
+        for (uri,) in self._rows("SELECT artifact_uri FROM runs WHERE run_uuid = ?", run_id):
+            place = urlsplit(uri)
+            if place.scheme not in ("", "file"):
+                return self._client.weights_bytes(run_id)
+            weights = Path(unquote(place.path)) / WEIGHTS
+            with self._asked():
+                return weights.stat().st_size if weights.is_file() else 0
+        return 0
 
     def is_registered(self, run_id: str) -> bool:
         query = (
@@ -220,15 +254,13 @@ class SqliteLooks:
         return bool(self._rows(query, run_id))
 
     def remove_weights(self, run_id: str) -> None:
-        self._by_client().remove_weights(run_id)  # a tag is written, too
+        self._client.remove_weights(run_id)  # a tag is written, too
 
-    def _by_client(self) -> Looks:
-        from study.tracking.client import ClientLooks  # with all of MLflow
+    @cached_property
+    def _client(self) -> Store:
+        from study.tracking.client import ClientStore  # with all of MLflow
 
-        return ClientLooks(self._uri)
-
-    def _tags(self, run_id: str) -> dict[str, str]:
-        return dict(self._rows("SELECT key, value FROM tags WHERE run_uuid = ?", run_id))
+        return ClientStore(self._uri)
 
     def _rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         with self._asked(), closing(_opened(self._sqlite)) as database:
@@ -243,6 +275,6 @@ class SqliteLooks:
 
 
 def _opened(sqlite: Path) -> sqlite3.Connection:
-    """To be read: nothing is created."""
-    uri = f"{sqlite.absolute().as_uri()}?mode=ro"
+    """Nothing is created; rw, for what a killed writer left unfinished is rolled back first."""
+    uri = f"{sqlite.absolute().as_uri()}?mode=rw"
     return sqlite3.connect(uri, uri=True, timeout=_WAIT_S)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -30,9 +29,9 @@ from study.tracking.client import (
     AWAY,
     OPEN_S,
     REMOVED,
+    in_one_line,
     logged_run,
     reached,
-    reason_of,
     refuse_deleted,
     search_runs,
     tables,
@@ -192,13 +191,13 @@ class Tracker:
                         "evaluate --seeds N trains it again, or name another slot"
                     ) from None
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} can't be read ({reason_of(error)}); {_PUT_BACK}"
+                    f"run {run_id}: {WEIGHTS} can't be read ({in_one_line(error)}); {_PUT_BACK}"
                 ) from None
             try:
                 return load_file(path)
             except SafetensorError as error:
                 raise TrackingError(
-                    f"run {run_id}: {WEIGHTS} is damaged ({reason_of(error)}); {_PUT_BACK}"
+                    f"run {run_id}: {WEIGHTS} is damaged ({in_one_line(error)}); {_PUT_BACK}"
                 ) from None
 
     def tags(self, run_id: str) -> dict[str, str]:
@@ -249,7 +248,7 @@ class Tracker:
                 path = self.client.download_artifacts(self.parent_id, name, folder)
             except AWAY as error:
                 raise TrackingError(
-                    f"run {self.parent_id}: {name} can't be read ({reason_of(error)})"
+                    f"run {self.parent_id}: {name} can't be read ({in_one_line(error)})"
                 ) from None
             return Path(path).read_text(encoding="utf-8")
 
@@ -340,7 +339,7 @@ def _unless_refused(run_id: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in REFUSED:
             raise
-        log.warning("run %s: refused by MLflow: %s", run_id, reason_of(error))
+        log.warning("run %s: refused by MLflow: %s", run_id, in_one_line(error))
 
 
 @contextmanager
@@ -348,27 +347,4 @@ def _witness(run_id: str) -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        log.warning("run %s: not logged: %s", run_id, reason_of(error))
-
-
-def runs_page(config: StudyConfig) -> str:
-    """The part of the UI's address behind the host that lists the study's slots, the best first.
-
-    Raises TrackingError if the study is not in the store.
-    """
-    uri = config.tracking.uri
-    with reached(uri):
-        experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(config.name)
-        if experiment is not None:
-            refuse_deleted(experiment, uri)
-    if experiment is None:
-        raise TrackingError(f"study '{config.name}' has no runs in {uri} yet")
-    query = urlencode(
-        {
-            "workflowType": "machine_learning",
-            "searchFilter": "tags.slot != ''",
-            "orderByKey": f"metrics.`best_{config.study.objective}`",
-            "orderByAsc": "true",
-        }
-    )
-    return f"#/experiments/{experiment.experiment_id}/runs?{query}"
+        log.warning("run %s: not logged: %s", run_id, in_one_line(error))

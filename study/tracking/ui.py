@@ -9,12 +9,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from urllib.parse import urlencode
 
 from study.config import StudyConfig
 from study.signals import StopSignal
-from study.tracking.store import TrackingError
-from study.tracking.tracker import runs_page
+from study.tracking.store import StudyRuns, TrackingError, sqlite_path
 
 START_S = 120  # MLflow's server imports for seconds, on a busy machine for many
 END_S = 5.0  # from the first signal to SIGKILL: MLflow's server waits for requests without end
@@ -28,10 +27,10 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     taken, there is no store yet, or the server does not start.
     """
     uri = config.tracking.uri
-    if not uri.startswith("sqlite:///"):
+    if (sqlite := sqlite_path(uri)) is None:
         say(f"this study is tracked by a server, which has the UI: {uri}/{runs_page(config)}")
         return 0
-    if not Path(uri.removeprefix("sqlite:///")).exists():
+    if not sqlite.exists():
         raise TrackingError(f"tracking.uri: {uri}: no such file; no study was run here yet")
     port = _free_port(port)
     page = runs_page(config)
@@ -52,6 +51,25 @@ def serve_ui(config: StudyConfig, port: int, say: Callable[[str], None]) -> int:
     finally:
         _end(server)
     return 1 if stop.number is None else 128 + stop.number
+
+
+def runs_page(config: StudyConfig) -> str:
+    """The part of the UI's address behind the host that lists the study's slots, the best first.
+
+    Raises TrackingError if the study is not in the store.
+    """
+    runs = StudyRuns.of(config, study_id="")  # for its experiment alone
+    if runs is None:
+        raise TrackingError(f"study '{config.name}' has no runs in {config.tracking.uri} yet")
+    query = urlencode(
+        {
+            "workflowType": "machine_learning",
+            "searchFilter": "tags.slot != ''",
+            "orderByKey": f"metrics.`best_{config.study.objective}`",
+            "orderByAsc": "true",
+        }
+    )
+    return f"#/experiments/{runs.experiment_id}/runs?{query}"
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

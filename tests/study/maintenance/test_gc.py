@@ -23,7 +23,7 @@ from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
 from study.tracking.delivery import Replay
 from study.tracking.spool import Spool
-from study.tracking.store import Shelf, TrackingError
+from study.tracking.store import StudyRuns, TrackingError
 from study.tracking.tracker import Tracker
 from study.worker.setup import checkpoints_of
 from tests.support.copies import copy_study
@@ -91,9 +91,9 @@ def slots(
 
 
 def with_weights(slots: Slots) -> set[int]:
-    shelf = Shelf.of(slots.config, slots.study_id)
-    assert shelf is not None
-    return {int(r.tags["slot"]) for r in shelf.runs() if shelf.weights_bytes(r.run_id)}
+    logged = StudyRuns.of(slots.config, slots.study_id)
+    assert logged is not None
+    return {int(r.tags["slot"]) for r in logged.runs() if logged.weights_bytes(r.run_id)}
 
 
 def with_checkpoints(slots: Slots) -> set[int]:

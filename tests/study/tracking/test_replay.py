@@ -20,13 +20,13 @@ from study.config.schema import StudyConfig
 from study.slots.records import SlotRecord, State
 from study.slots.slots import Slots
 from study.slots.study import create_or_join, join
-from study.tracking.client import ClientLooks
+from study.tracking.client import ClientStore
 from study.tracking.delivery import BATCH, Replay
 from study.tracking.provenance import Dataset
 from study.tracking.spool import Spool, SpoolError
-from study.tracking.store import Shelf, SqliteLooks, TrackingError, looks_of
+from study.tracking.store import SqliteStore, StudyRuns, TrackingError, store_at
 from study.tracking.system_metrics import Machine
-from study.tracking.tracker import runs_page
+from study.tracking.ui import runs_page
 from tests.support.forked import forks
 from tests.support.mlflow_server import store_image
 from tests.support.recorded import LABELS, WEIGHTS, result, start, stats, train
@@ -474,7 +474,10 @@ def test_an_experiment_that_was_deleted_is_said(slots: Slots, spool: Spool) -> N
     with pytest.raises(TrackingError, match="was deleted; restore it") as caught:
         Replay(slots.config, slots, spool)
     assert "\n" not in str(caught.value)
-    for looks in (lambda: Shelf.of(slots.config, slots.study_id), lambda: runs_page(slots.config)):
+    for looks in (
+        lambda: StudyRuns.of(slots.config, slots.study_id),
+        lambda: runs_page(slots.config),
+    ):
         with pytest.raises(TrackingError, match="was deleted; restore it"):
             looks()
 
@@ -536,8 +539,8 @@ def test_tables_that_are_read_say_what_mlflows_client_says(
     registered = the_run(slots, 1).info.run_id
     client(slots).create_model_version("mine", f"runs:/{registered}/weights", registered)
     client(slots).delete_run(the_run(slots, 2).info.run_id)
-    read, asked = looks_of(uri), ClientLooks(uri)
-    assert isinstance(read, SqliteLooks if uri.startswith("sqlite") else ClientLooks)
+    read, asked = store_at(uri), ClientStore(uri)
+    assert isinstance(read, SqliteStore if uri.startswith("sqlite") else ClientStore)
     experiment = read.experiment(name)
     assert experiment == asked.experiment(name)
     assert experiment is not None
