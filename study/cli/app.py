@@ -23,9 +23,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault(
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
-)  # the UI in 2 processes, not 9
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # UI: 2 processes, not 9
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 

@@ -103,6 +103,11 @@ def as_shell(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def last_line(text: str, otherwise: str) -> str:
+    """otherwise: for a text that is empty."""
+    return (text.strip().splitlines() or [otherwise])[-1]
+
+
 def new_log(log_dir: Path) -> Path:
     """A new empty file for a worker's log; machines may share the folder."""
     log_dir.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from study.launchers.base import (
     WorkerCommand,
     as_shell,
     is_death,
+    last_line,
     new_log,
 )
 from study.launchers.forked import ForkedWorker, ForkServer, fork_server
@@ -134,10 +135,10 @@ class LocalWorkers:
 
     def last_words(self) -> str:
         try:
-            lines = self._last_log.read_text(errors="replace").strip().splitlines()
+            text = self._last_log.read_text(errors="replace")
         except OSError as error:
             return f"{self._last_log}: {error.strerror}"
-        return lines[-1] if lines else f"see {self._last_log}"
+        return last_line(text, f"see {self._last_log}")
 
     @property
     def _ending(self) -> bool:

@@ -31,6 +31,7 @@ from study.launchers.base import (
     as_shell,
     away_from_sqlite,
     is_death,
+    last_line,
     new_log,
 )
 
@@ -107,8 +108,8 @@ class RayWorkers:
         if self._last_error:
             return self._last_error
         logs = sorted(self._log_dir.glob("worker-*.log"), key=lambda log: log.stat().st_mtime)
-        lines = logs[-1].read_text(errors="replace").strip().splitlines() if logs else []
-        return lines[-1] if lines else f"see {self._log_dir}"
+        text = logs[-1].read_text(errors="replace") if logs else ""
+        return last_line(text, f"see {self._log_dir}")
 
     def _cancel(self, *, force: bool) -> None:
         import ray
@@ -124,8 +125,7 @@ class RayWorkers:
         except ray.exceptions.TaskCancelledError:
             return 128 + signal.SIGTERM
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            self._last_error = lines[-1] if lines else type(error).__name__
+            self._last_error = last_line(str(error), type(error).__name__)
             return 128 + signal.SIGTERM if self._kill_at < float("inf") else 1
 
 
@@ -133,37 +133,6 @@ def check_installed() -> None:
     """Raises ExtraMissing without Ray."""
     if importlib.util.find_spec("ray") is None:
         raise ExtraMissing("ray", "ray")
-
-
-def start(
-    command: WorkerCommand,
-    environment: Environment,
-    log_dir: Path,
-    *,
-    workers: int,
-    cpus: int,
-    gpus: float | None,
-    address: str | None,
-) -> RayWorkers:
-    """Join the cluster at address, or start one here, and give it the workers.
-
-    cpus, gpus: what a worker takes; gpus may be a fraction, None is one where the cluster has
-    any. environment: called on the worker's node. Raises RayAway.
-    """
-    import ray
-
-    _join(address, workers * cpus)
-    gpus = _fitting(workers, cpus, gpus)
-    task = ray.remote(run_worker).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=MAX_RESTARTS,
-        retry_exceptions=[WorkerDied],
-        scheduling_strategy="SPREAD",
-    )
-    device = () if gpus else ("--device", "cpu")
-    tasks = [task.remote(command, device, environment, log_dir) for _ in range(workers)]
-    return RayWorkers(tasks, log_dir, command.grace_s)
 
 
 def _join(address: str | None, cpus: int) -> None:
@@ -199,7 +168,7 @@ def _knock(host: str, port: int) -> None:
         raise RayAway(f"--ray-address {host}:{port}: no Ray cluster there: {reason}") from None
 
 
-def _fitting(workers: int, cpus: int, gpus: float | None) -> float:
+def _fitting(cpus: int, gpus: float | None) -> float:
     """GPUs a worker takes. Raises RayAway if the cluster would never start one."""
     import ray
 
@@ -245,15 +214,22 @@ class Ray(Launcher):
         environment: Environment,
         on_end: OnEnd,
     ) -> RayWorkers:
-        return start(
-            command,
-            environment,
-            config.checkpoints_dir / "logs",
-            workers=self.placement.workers or 1,
-            cpus=config.train.threads,
-            gpus=self.placement.gpus_per_worker,
-            address=self.placement.ray_address,
+        """Join the cluster, or start one here, and give it the workers. Raises RayAway."""
+        import ray
+
+        workers, cpus = self.placement.workers or 1, config.train.threads  # a worker's
+        _join(self.placement.ray_address, workers * cpus)
+        gpus = _fitting(cpus, self.placement.gpus_per_worker)
+        task = ray.remote(run_worker).options(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_retries=MAX_RESTARTS,
+            retry_exceptions=[WorkerDied],
+            scheduling_strategy="SPREAD",
         )
+        device, log_dir = () if gpus else ("--device", "cpu"), config.checkpoints_dir / "logs"
+        tasks = [task.remote(command, device, environment, log_dir) for _ in range(workers)]
+        return RayWorkers(tasks, log_dir, command.grace_s)
 
     @property
     def _begins_one(self) -> bool:

@@ -39,6 +39,7 @@ from study.launchers.base import (
     as_shell,
     away_from_sqlite,
     is_death,
+    last_line,
 )
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def parameters(
 
 
 STATES_S = 5.0  # between two questions to Slurm's controller, which all users share
+SILENT = "failed and said nothing"
 MAX_TIMEOUTS = 1_000_000  # a study may outlast any number of time limits
 WARNINGS = {signal.SIGUSR1, signal.SIGUSR2}  # of which submitit handles one
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"}
@@ -243,36 +245,6 @@ class SlurmWorkers:
         return own[-1] if own else f"see {self._folder}"
 
 
-def submit(
-    command: WorkerCommand,
-    folder: Path,
-    name: str,
-    workers: int,
-    defaults: Mapping[str, Any],
-    options: Sequence[str],
-) -> SlurmWorkers:
-    """An array of workers. folder: seen by all nodes; keeps ids, batch scripts and logs.
-
-    options: KEY=VALUE of submitit, before the defaults. Raises SlurmError if Slurm refuses,
-    ExtraMissing without submitit.
-    """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    wanted = parameters(command, name, workers, {**defaults, **parse_options(options)})
-    told = {f"slurm_{key}": value for key, value in wanted.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # whoever writes there has the jobs run his pickles
-    executor = _executor(folder)
-    try:
-        executor.update_parameters(**told)
-        jobs = executor.submit_array([SlurmTask(command)] * workers)
-    except (FailedJobError, FailedSubmissionError, TypeError, ValueError) as error:
-        raise SlurmError(f"--launcher slurm: {_last_line(str(error))}") from None
-    job_id = jobs[0].job_id.partition("_")[0]
-    _remember(folder, job_id)
-    return SlurmWorkers(folder, [job_id])
-
-
 def submitted(folder: Path) -> SlurmWorkers:
     """The jobs that were submitted for the study of folder so far, Slurm's memory permitting."""
     return SlurmWorkers(folder, _remembered(folder))
@@ -300,13 +272,8 @@ def _slurm(*command: str, forgotten: str) -> str:
     if done.returncode and "Invalid job id" in done.stderr:
         return forgotten
     if done.returncode:
-        raise SlurmError(f"{command[0]}: {_last_line(done.stderr)}")
+        raise SlurmError(f"{command[0]}: {last_line(done.stderr, SILENT)}")
     return done.stdout
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "failed and said nothing"
 
 
 def _remember(folder: Path, job_id: str) -> None:
@@ -353,6 +320,24 @@ class Slurm(Launcher):
         environment: Environment,
         on_end: OnEnd,
     ) -> SlurmWorkers:
-        workers, defaults = self.placement.workers or 1, {"cpus_per_task": config.train.threads}
-        folder, options = slurm_dir(config), self.placement.slurm
-        return submit(command, folder, config.name, workers, defaults, options)
+        """Submit an array of workers. Raises SlurmError if Slurm refuses it.
+
+        The study's folder is seen by all nodes: it keeps ids, batch scripts and logs.
+        """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        workers, folder = self.placement.workers or 1, slurm_dir(config)
+        own = {"cpus_per_task": config.train.threads, **parse_options(self.placement.slurm)}
+        wanted = parameters(command, config.name, workers, own)
+        told = {f"slurm_{key}": value for key, value in wanted.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # whoever writes there has the jobs run his pickles
+        executor = _executor(folder)
+        try:
+            executor.update_parameters(**told)
+            jobs = executor.submit_array([SlurmTask(command)] * workers)
+        except (FailedJobError, FailedSubmissionError, TypeError, ValueError) as error:
+            raise SlurmError(f"--launcher slurm: {last_line(str(error), SILENT)}") from None
+        job_id = jobs[0].job_id.partition("_")[0]
+        _remember(folder, job_id)
+        return SlurmWorkers(folder, [job_id])

@@ -7,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from study.launchers.base import ExtraMissing
-from study.launchers.ray import RayAway, check_installed, start
+from study.launchers.base import ExtraMissing, Placement
+from study.launchers.ray import Ray, RayAway, check_installed
 from tests.support import ray_cluster
 from tests.support.exact import assert_exact, holders, wait_for
 from tests.support.postgres import PASSWORD, Postgres
@@ -114,9 +115,10 @@ def all_commands() -> str:
 
 
 @pytest.mark.slow
-def test_an_address_where_nothing_listens_is_said_at_once() -> None:
+def test_an_address_where_nothing_listens_is_said_at_once(make_config: Any) -> None:
+    launcher = Ray(Placement("ray", ray_address="127.0.0.1:1"))
     with pytest.raises(RayAway, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster there"):
-        start(None, dict, Path(), workers=1, cpus=1, gpus=0, address="127.0.0.1:1")  # type: ignore[arg-type]
+        launcher.start(launcher.command("worker"), make_config(), dict, print)
 
 
 def test_without_the_extra_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

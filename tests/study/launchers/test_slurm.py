@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepfake.errors import ConfigError
-from study.launchers.base import WorkerCommand
-from study.launchers.slurm import SlurmError, parse_options, submit, submitted
+from study.launchers.base import Placement
+from study.launchers.slurm import Slurm, SlurmError, parse_options, slurm_dir, submitted
 from tests.support import slurm_cluster
 from tests.support.exact import assert_exact, holders, open_slots, wait_for
 from tests.support.postgres import PASSWORD, Postgres
@@ -192,10 +193,10 @@ def test_an_option_that_submitit_does_not_know_is_refused(option: str, line: str
     assert line in str(refused.value)
 
 
-def test_a_time_that_leaves_none_to_train_is_refused(tmp_path: Path) -> None:
-    command = WorkerCommand(("worker",), str(tmp_path), grace_s=25)
+def test_a_time_that_leaves_none_to_train_is_refused(make_config: Any) -> None:
+    launcher = Slurm(Placement("slurm", slurm=("time=1",)))
     with pytest.raises(SlurmError, match=r"comes 60 s before the end.* at least 2 minutes"):
-        submit(command, tmp_path, "name", 1, {}, ["time=1"])
+        launcher.start(launcher.command("worker"), make_config(), dict, print)
 
 
 @pytest.mark.parametrize(
@@ -207,15 +208,20 @@ def test_a_time_that_leaves_none_to_train_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_options_reach_the_batch_script(
-    options: list[str], lines: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    lines: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_config: Any,
 ) -> None:
     for name, script in {"srun": "", "sbatch": "echo Submitted batch job 12"}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    command = WorkerCommand(("worker",), str(tmp_path), grace_s=25)
-    submit(command, tmp_path / "slurm", "name", 3, {"cpus_per_task": 2}, options)
-    script = next((tmp_path / "slurm").glob("*submission.sh")).read_text()
+    launcher = Slurm(Placement("slurm", workers=3, slurm=tuple(options)))
+    config = make_config("name=name", "train.threads=2")
+    launcher.start(launcher.command("worker"), config, dict, print)
+    script = next(slurm_dir(config).glob("*submission.sh")).read_text()
     for line in (*lines, "array=0-2%3", "signal=USR2@60", "requeue"):
         assert f"#SBATCH --{line}\n" in script
 
