@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -41,6 +42,12 @@ LONGEST = (  # what begins with these comes first: no process ends long after th
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """None beside this process for tests that were named: three would only begin later."""
     return PROCESSES if all(Path(argument).is_dir() for argument in config.args) else 0
+
+
+def pytest_sessionfinish() -> None:
+    """What a test that failed left running would slow the next ones, and outlive this."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def test_stopped_and_started_again_each_finalist_is_trained_once_with_each_seed(
     folder: Folder,
 ) -> None:
-    options = ("--seeds", str(SEEDS), "--workers", "2")
+    options = ("--seeds", str(SEEDS), "--workers", "2", "--no-corruptions")
     stopped = folder.start("evaluate", *options)
     deadline = time.monotonic() + 120
     while not trained(folder):
@@ -93,7 +93,7 @@ def test_compare_says_what_the_logged_table_says_to_anybody(
 
 
 def test_another_list_is_a_second_opening_that_every_result_shows(folder: Folder) -> None:
-    again = folder.json("evaluate")  # the search's own trainings
+    again = folder.json("evaluate", "--no-corruptions")  # the search's own trainings
     assert again["openings"] == 2
     assert "opened for 2 different lists" in " ".join(folder.call("compare").stdout.split())
 

@@ -116,7 +116,7 @@ def test_a_study_without_its_mlflow_server_goes_on_and_sync_brings_all_of_it(
     away = folder.call("sync")
     assert away.returncode == 2, away.stderr
     mlflow_server.start()
-    back = folder.call("sync")
+    back = folder.run_afresh("sync")
     assert back.returncode == 0, back.stderr
     assert image_without_name(mlflow_server.uri, name) == undisturbed
 

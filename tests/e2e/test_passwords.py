@@ -103,7 +103,7 @@ def url_with_canary(postgres: Postgres) -> str:
 def canary(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Canary:
     """A finished study of two workers whose URL holds the canary, its database once restarted."""
     folder = Folder(
-        tmp_path_factory.mktemp("canary"), 24, "study.n_trials=4", "train.max_epochs=3"
+        tmp_path_factory.mktemp("canary"), 12, "study.n_trials=4", "train.max_epochs=3"
     )
     url = url_with_canary(postgres)
     folder.own_env["DEEPFAKE_STUDY_STORAGE"] = url
@@ -213,7 +213,7 @@ def test_libpq_knows_the_password_and_the_url_has_none(
     way: str, tmp_path: Path, postgres: Postgres
 ) -> None:
     url = make_url(postgres.new_database())
-    folder = Folder(tmp_path, 24, "study.n_trials=3", "train.max_epochs=1")
+    folder = Folder(tmp_path, 12, "study.n_trials=3", "train.max_epochs=1")
     secret = tmp_path / "secret"
     if way == "PGPASSFILE":
         secret.write_text(f"127.0.0.1:{postgres.port}:{url.database}:tester:{PASSWORD}\n")

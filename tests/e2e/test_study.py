@@ -83,7 +83,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> 
 def test_a_worker_told_to_end_frees_its_slot(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 24, *LONG)
     assert folder.call("prepare").returncode == 0
-    worker = folder.start("worker", "--device", "cpu")
+    worker = folder.start_afresh("worker", "--device", "cpu")
     wait_for(lambda: len(checkpoints(folder)) > 0)
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=60)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from study.tracking.system_metrics import PREFIX
+from tests.support.ports import free_port
 
 START_S = 120  # the server imports for seconds, on a busy machine for many
 TIMED = ("seconds", "images_per_s")  # differ from one training to the next
@@ -33,7 +33,7 @@ class MlflowServer:
         self.backend_store_uri = backend_store_uri or f"sqlite:///{folder}/server.db"
         self.artifacts_dir = folder / "server-artifacts"
         self.log_path = folder / "server.log"
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -149,9 +149,3 @@ def _artifacts(client: MlflowClient, run_id: str) -> dict[str, str]:
             else hashlib.sha256(path.read_bytes()).hexdigest()
             for path in files
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

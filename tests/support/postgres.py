@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -11,6 +10,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.ports import free_port
 
 PASSWORD = "c4nary-p4ssword"  # must be found nowhere that a study writes
 
@@ -22,7 +23,7 @@ class Postgres:
         """root: an empty folder that the server's user may enter."""
         self.bin_dir = bin_dir
         self.root = root
-        self.port = _free_port()
+        self.port = free_port()
         # root may not run it
         self._user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
         self._server: subprocess.Popen[bytes] | None = None
@@ -114,9 +115,3 @@ def _wait_until_ready(bin_dir: Path, port: int, server: subprocess.Popen[bytes])
             return
         time.sleep(0.05)
     raise TimeoutError("PostgreSQL did not become ready")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

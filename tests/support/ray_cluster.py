@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.support.ports import free_port
 
 START_S = 90
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray rewrites 127.0.0.1 to the network's address
@@ -22,7 +23,7 @@ class RayCluster:
 
     def __init__(self, folder: Path, gpus: int) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"{HEAD}:{self.port}"
         self.gpus = gpus
         self.env = {
@@ -133,9 +134,3 @@ def _name(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD, 0))
-        return int(probe.getsockname()[1])

@@ -124,7 +124,7 @@ def test_detached_jobs_are_found_again_and_hold_no_password(
     for path in folder.path.rglob("*"):
         assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path
 
-    assert folder.call("jobs", "--cancel").returncode == 0
+    assert folder.run_afresh("jobs", "--cancel").returncode == 0
     wait_for(lambda: folder.json("jobs")[0]["state"] == "CANCELLED")
     assert holders(folder) == {}
 

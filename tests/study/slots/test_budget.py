@@ -244,7 +244,7 @@ def test_a_finished_study_takes_two_more_slots_and_an_enqueued_one(tmp_path: Pat
     assert "no study was started here yet" in one_line(folder, "stop")
     assert "--trials 2: study.n_trials says 3" in one_line(folder, "run", "--trials", "2")
     assert folder.run("run").returncode == 0
-    assert "there is nothing to stop" in folder.call("stop").stdout
+    assert "there is nothing to stop" in folder.run_afresh("stop").stdout
 
     more = folder.run("run", "--trials", "+2", "--json")
     assert more.returncode == 0, more.stderr
