@@ -62,9 +62,13 @@ def evaluate(
 ) -> None:
     """Check the best trials and the baselines, then measure them on the test split."""
     if trial is not None and (seeds, workers, workers_per_gpu) != (None, None, None):
-        raise typer.BadParameter("--trial proves one slot as it is; leave out --seeds, --workers")
+        raise typer.BadParameter(
+            "--trial checks one slot as it is; leave out --seeds and --workers"
+        )
     if seeds is None and (workers, workers_per_gpu) != (None, None):
-        raise typer.BadParameter("--workers and --workers-per-gpu train again: add --seeds N")
+        raise typer.BadParameter(
+            "--workers, --workers-per-gpu: without --seeds nothing is trained; add it"
+        )
     loaded = load(config, set_, "evaluating")
     from deepfake.reproducibility import pick_device
     from study.cli.live import progress_bars

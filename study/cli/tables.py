@@ -146,7 +146,7 @@ def doctor_table(found: "Diagnosis") -> Group:
     disk = _places("on disk", found.disk)
     wrong = sum(finding.level == "wrong" for finding in found.findings)
     fixable = sum(finding.fixable for finding in found.findings)
-    tail = Text("nothing is wrong" if not wrong else f"{wrong} wrong", "bold")
+    tail = Text("nothing is wrong" if not wrong else f"findings that are wrong: {wrong}", "bold")
     if fixable:
         tail.append(f"; --fix would mend {fixable} of them")
     return Group(*lines, disk, tail)

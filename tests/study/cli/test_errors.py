@@ -243,10 +243,11 @@ OPTIONS = {
         f"gc --keep best:{'9' * 5000}", ("must be best:N", "example best:5")
     ),
     "seeds of one slot": Mistake(
-        "evaluate --trial 3 --seeds 5", ("--trial proves one slot as it is; leave out --seeds",)
+        "evaluate --trial 3 --seeds 5", ("--trial checks one slot as it is; leave out --seeds",)
     ),
     "workers of no seeds": Mistake(
-        "evaluate --workers 2", ("--workers and --workers-per-gpu train again: add --seeds N",)
+        "evaluate --workers 2",
+        ("--workers, --workers-per-gpu: without --seeds nothing is trained; add it",),
     ),
     "a baseline for no leak": Mistake(
         "audit --baseline cnn", ("--baseline, --workers and --device go with --leak",)
