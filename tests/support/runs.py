@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -104,7 +105,8 @@ class Folder:
     def typed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A whole command line in this process."""
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with pytest.MonkeyPatch.context() as patch:
+        # run sets variables for what it starts, and the next command here is none of that
+        with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
             patch.chdir(self.path)
             for key, value in self.own_env.items():
                 patch.setenv(key, value)
