@@ -14,13 +14,13 @@ from typing import Final
 import pandas as pd
 from PIL import Image
 
+from deepfake.data.layouts import DROPPED_COLUMNS
 from deepfake.data.photos import UNREADABLE, cause_of, find_photos, read_photo
 from deepfake.errors import DataError, writing_data
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
 
 JPEG_QUALITY: Final = 95
-DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
 
 _PHOTOS_A_CHUNK = 16
 

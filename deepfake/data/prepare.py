@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +12,8 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
-from deepfake.data.crops import CutResult, cut_faces
-from deepfake.data.layouts import PHOTO, Annotations
+from deepfake.data.crops import cut_faces
+from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
 from deepfake.data.photos import find_photos
 from deepfake.data.splits import (
@@ -54,6 +54,7 @@ class Summary:
     photos_in_json: int
     real_in_json: int
     fake_in_json: int
+    mended: dict[str, int] = field(default_factory=dict)  # what was read otherwise, and how often
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _fill(
     work_dir, faces = data.work_dir, annotations.faces
     write_whole(work_dir / UNFINISHED, _SETTINGS.dump_json(settings, indent=1))
     (work_dir / MANIFEST).unlink(missing_ok=True)  # what it says may no longer hold
-    write_csv(faces, work_dir / FACES_CSV)
+    write_csv(faces[list(COLUMNS)], work_dir / FACES_CSV)
     cut = cut_faces(
         faces,
         data.photos_dir,
@@ -193,7 +194,8 @@ def _fill(
         processes,
         progress,
     )
-    write_csv(cut.dropped, work_dir / DROPPED_CSV)
+    dropped = pd.concat([cut.dropped, annotations.left_out], ignore_index=True)
+    write_csv(dropped, work_dir / DROPPED_CSV)
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
     splits = split_faces(faces, data)
     write_csv(splits, work_dir / SPLITS_CSV)
@@ -202,7 +204,7 @@ def _fill(
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
         crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
-        summary=_summary(annotations, faces, splits, cut),
+        summary=_summary(annotations, faces, splits, dropped, cut.clamped),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
     (work_dir / UNFINISHED).unlink()
@@ -219,12 +221,16 @@ def hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> 
 
 
 def _summary(
-    annotations: Annotations, faces: pd.DataFrame, splits: pd.DataFrame, cut: CutResult
+    annotations: Annotations,
+    faces: pd.DataFrame,
+    splits: pd.DataFrame,
+    dropped: pd.DataFrame,
+    clamped: int,
 ) -> Summary:
     labels = faces.merge(splits, on="cutted_name").groupby(["split", "category_id"]).size()
     in_json = annotations.faces["category_id"]
     # without the detail of each photo: "photo ambiguous: a.jpg, b.jpg"
-    dropped = Counter(reason.partition(":")[0] for reason in cut.dropped["reason"])
+    reasons = Counter(reason.partition(":")[0] for reason in dropped["reason"])
     return Summary(
         photos=len(faces.drop_duplicates(list(PHOTO))),
         faces=len(faces),
@@ -234,11 +240,12 @@ def _summary(
             split: {word: int(labels[split, label]) for label, word in enumerate(LABELS)}
             for split in ordered(splits["split"])
         },
-        dropped=dict(sorted(dropped.items())),
-        clamped=cut.clamped,
+        dropped=dict(sorted(reasons.items())),
+        clamped=clamped,
         photos_in_json=annotations.photos,
         real_in_json=int((in_json == REAL).sum()),
         fake_in_json=int((in_json == FAKE).sum()),
+        mended=dict(sorted(annotations.mended.items())),
     )
 
 

@@ -59,6 +59,8 @@ def summary_table(summary: "Summary") -> Group:
     table.add_row("all", str(summary.real), str(summary.fake), style="bold")
     for reason, count in summary.dropped.items():
         table.add_row(f"dropped: {reason}", str(count), "", style="yellow")
+    for what, count in summary.mended.items():
+        table.add_row(what, str(count), "", style="yellow")
     if summary.clamped:
         table.add_row("boxes clamped to the photo", str(summary.clamped), "", style="dim")
     return Group(head, table)

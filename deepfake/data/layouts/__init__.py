@@ -3,17 +3,22 @@
 openforensics  JSONs and a folder of photos
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 COLUMNS = ("id_x", "image_id", "category_id", "bbox", "file_name", "cutted_name", "source")
+SIZE = ("width", "height")  # of the photo that was annotated, px; NaN where nothing says it
 PHOTO = ("source", "image_id")  # what identifies a photo: ids are unique only within one source
+DROPPED_COLUMNS = ("source", "image_id", "id_x", "file_name", "cutted_name", "reason")
 
 
 @dataclass(frozen=True)
 class Annotations:
     """What was read."""
 
-    faces: pd.DataFrame  # COLUMNS, one row a face
+    faces: pd.DataFrame  # COLUMNS and SIZE, one row a face
     photos: int  # those without a face too
+    left_out: pd.DataFrame  # DROPPED_COLUMNS: what is annotated and is no face
+    mended: Mapping[str, int] = field(default_factory=dict)  # what was read otherwise: how often

@@ -1,27 +1,34 @@
 """OpenForensics JSONs and photos -> the faces table, and the table -> JSONs."""
 
+import itertools
 import json
+import math
 import re
 import reprlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from deepfake.config import FAKE, REAL
-from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
+from deepfake.config import FAKE, LABELS, REAL
+from deepfake.data.layouts import COLUMNS, DROPPED_COLUMNS, PHOTO, SIZE, Annotations
 from deepfake.errors import DataError
 from deepfake.files import write_whole
 
+CROWD = ("iscrowd", "is_crowd")  # both spellings are met
+_YES = (1, "1")  # and true
+
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 _INT64 = range(-(2**63), 2**63)
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no CSV or file system takes these
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")  # absolute, drive, or climbing
 
 
 def read_faces(annotations: Sequence[Path]) -> pd.DataFrame:
-    """One row a face with the columns COLUMNS; bbox is JSON text, "[x, y, w, h]".
+    """One row a face with the columns COLUMNS and SIZE; bbox is JSON text, "[x, y, w, h]".
 
     Raises DataError naming the JSON, the annotation's id and the value.
     """
@@ -32,11 +39,16 @@ def read_annotations(annotations: Sequence[Path]) -> Annotations:
     """The faces of the JSONs, whatever order they are given in, and the number of photos."""
     check_sources(annotations)
     parts = [_read_json(path) for path in sorted(annotations, key=lambda path: path.stem)]
-    faces = pd.concat([part.faces for part in parts], ignore_index=True)
+    faces, left_out = (
+        pd.concat(tables, ignore_index=True)
+        for tables in zip(*((part.faces, part.left_out) for part in parts), strict=True)
+    )
     if faces.empty:
         names = ", ".join(str(path) for path in annotations)
-        raise DataError(f"{names}: 'annotations' is empty: there is no face to learn from")
-    return Annotations(faces, sum(part.photos for part in parts))
+        what = "holds regions of many alone (iscrowd: 1)" if len(left_out) else "is empty"
+        raise DataError(f"{names}: 'annotations' {what}: there is no face to learn from")
+    mended = sum((Counter(part.mended) for part in parts), Counter[str]())
+    return Annotations(faces, sum(part.photos for part in parts), left_out, mended)
 
 
 def check_sources(annotations: Sequence[Path]) -> None:
@@ -82,23 +94,62 @@ def write_json(
 def _read_json(path: Path) -> Annotations:
     content = _parse(path)
     _check_source(path)
-    _check_categories(path, _columns(path, content, "categories", ("id", "name")))
-    images = _columns(path, content, "images", ("id", "file_name"))
-    faces = _columns(path, content, "annotations", ("id", "image_id", "category_id", "bbox"))
-    _check_ids(path, "image", images["id"])
-    _check_ids(path, "annotation", faces["id"])
-    _check_faces(path, faces, set(images["id"]))
-    _check_file_names(path, images, faces)
+    name_of = _category_names(path, _columns(path, content, "categories", ("id", "name")))
+    images = _columns(path, content, "images", ("id", "file_name"), SIZE)
+    keys = ("id", "image_id", "category_id", "bbox")
+    every = _columns(path, content, "annotations", keys, CROWD)
+    mended = Counter[str]()
+    images["id"] = _ids(path, "image", "id", images["id"], images["id"], mended)
+    for key in ("id", "image_id"):
+        every[key] = _ids(path, "annotation", key, every[key], every["id"], mended)
+    _check_unique(path, "image", images["id"])
+    _check_unique(path, "annotation", every["id"])
+    is_crowd = [
+        a in _YES or b in _YES for a, b in zip(*(every[key] for key in CROWD), strict=True)
+    ]
+    faces = _chosen(every, [not crowd for crowd in is_crowd])
+    _check_faces(
+        path, every, "image_id", set(images["id"]).__contains__, "has no entry in 'images'"
+    )
+    _check_faces(path, faces, "bbox", _is_box, "is not four finite numbers [x, y, w, h]")
+    labels = _labels(path, name_of, faces, mended)
+    _check_file_names(path, images, every)
 
-    table = pd.DataFrame({"id_x": faces["id"], "image_id": faces["image_id"]}, dtype="int64")
-    table["category_id"] = pd.Series(faces["category_id"], dtype="int64")
+    table = _table(path, images, faces)
+    table["category_id"] = pd.Series(labels, dtype="int64")
     table["bbox"] = pd.Series([json.dumps(bbox) for bbox in faces["bbox"]], dtype=str)
-    file_names = dict(zip(images["id"], images["file_name"], strict=True))
-    table["file_name"] = table["image_id"].map(file_names).astype(str)
+    left_out = _table(path, images, _chosen(every, is_crowd))
+    left_out["reason"] = pd.Series(["iscrowd: a region of many"] * len(left_out), dtype=str)
+    return Annotations(
+        table[[*COLUMNS, *SIZE]], len(images["id"]), left_out[list(DROPPED_COLUMNS)], mended
+    )
+
+
+def _table(
+    path: Path, images: dict[str, list[Any]], annotations: dict[str, list[Any]]
+) -> pd.DataFrame:
+    """All of the faces table that does not come from the face alone."""
+    table = pd.DataFrame(
+        {"id_x": annotations["id"], "image_id": annotations["image_id"]}, dtype="int64"
+    )
+    for key, kind in (("file_name", str), *((key, float) for key in SIZE)):
+        values = images[key] if kind is str else map(_length, images[key])
+        of_image = dict(zip(images["id"], values, strict=True))
+        table[key] = table["image_id"].map(of_image).astype(kind)
     numbers = table["image_id"].astype(str) + "_" + table["id_x"].astype(str)
     table["cutted_name"] = _file_prefix(path.stem) + "_" + numbers + ".jpg"
     table["source"] = path.stem
-    return Annotations(table[list(COLUMNS)], len(images["id"]))
+    return table
+
+
+def _chosen(columns: dict[str, list[Any]], chosen: list[bool]) -> dict[str, list[Any]]:
+    return {key: list(itertools.compress(values, chosen)) for key, values in columns.items()}
+
+
+def _length(value: Any) -> float:
+    """A side of a photo in px; NaN for what can be none."""
+    usable = type(value) in (int, float) and 1 <= value <= sys.maxsize
+    return float(value) if usable else math.nan
 
 
 def _file_prefix(source: str) -> str:
@@ -122,9 +173,16 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _columns(
-    path: Path, content: dict[str, Any], kind: str, keys: tuple[str, ...]
+    path: Path,
+    content: dict[str, Any],
+    kind: str,
+    keys: tuple[str, ...],
+    more: tuple[str, ...] = (),
 ) -> dict[str, list[Any]]:
-    """The values of some keys over all entries of a list of the JSON."""
+    """The values of some keys over all entries of a list of the JSON.
+
+    more: keys that an entry may lack, whose value is None then.
+    """
     if kind not in content:
         raise DataError(f"{path}: missing key '{kind}'; is this an OpenForensics JSON?")
     entries = content[kind]
@@ -139,7 +197,7 @@ def _columns(
                 raise DataError(
                     f"{path}: {kind} {name}: missing key '{key}'; add it or remove the entry"
                 )
-    return {key: [entry[key] for entry in entries] for key in keys}
+    return {key: [entry.get(key) for entry in entries] for key in (*keys, *more)}
 
 
 def _check_source(path: Path) -> None:
@@ -147,44 +205,98 @@ def _check_source(path: Path) -> None:
         raise DataError(f"{str(path)!r}: its name holds a character no CSV can; rename it")
 
 
-def _check_categories(path: Path, categories: dict[str, list[Any]]) -> None:
-    named = [
-        (number, str(name).casefold())
-        for number, name in zip(categories["id"], categories["name"], strict=True)
-    ]
-    if (REAL, "real") not in named or (FAKE, "fake") not in named:
+def _ids(
+    path: Path, kind: str, key: str, values: list[Any], names: list[Any], mended: Counter[str]
+) -> list[int]:
+    """As integers. names: what each entry is called where its id can't be told."""
+    numbers = list(map(_as_id, values))
+    if None in numbers:
+        at = numbers.index(None)
+        where = f"{kind} at position {at}" if key == "id" else f"{kind} {names[at]}"
         raise DataError(
-            f"{path}: categories are {reprlib.repr(named)}, not {REAL} = Real and {FAKE} = Fake;"
-            " renumber them, here and in the annotations"
+            f"{path}: {where}: {key} {reprlib.repr(values[at])} is not an integer; correct it"
         )
+    if count := sum(type(value) is not int for value in values):
+        mended["ids read from text or decimals"] += count
+    return [number for number in numbers if number is not None]
 
 
-def _check_ids(path: Path, kind: str, ids: list[Any]) -> None:
-    for position, number in enumerate(ids):
-        if not _is_id(number):
-            raise DataError(
-                f"{path}: {kind} at position {position}: id {reprlib.repr(number)} is not an"
-                " integer; correct it"
-            )
+def _as_id(value: Any) -> int | None:
+    """7, and what other tools write for it: 7.0 and "7"."""
+    match value:
+        case bool():  # JSON's true is an int to isinstance
+            return None
+        case int():
+            number = value
+        case float() if value.is_integer() and abs(value) < 2**53:  # beyond that it is not exact
+            number = int(value)
+        case str() if _INTEGER.fullmatch(value):
+            number = int(value)
+        case _:
+            return None
+    return number if number in _INT64 else None
+
+
+def _check_unique(path: Path, kind: str, ids: list[int]) -> None:
     numbers = pd.Series(ids, dtype="int64")
     twice = numbers[numbers.duplicated()]
     if not twice.empty:
         raise DataError(f"{path}: {kind} id {twice.iloc[0]} occurs twice; correct or remove one")
 
 
-def _check_faces(path: Path, faces: dict[str, list[Any]], image_ids: set[int]) -> None:
-    rules: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("image_id", lambda v: _is_id(v) and v in image_ids, "has no entry in 'images'"),
-        ("category_id", lambda v: type(v) is int and v in (REAL, FAKE), "is not 0 or 1"),
-        ("bbox", _is_box, "is not four finite numbers [x, y, w, h]"),
-    )
-    for key, holds, problem in rules:
-        for face, value in zip(faces["id"], faces[key], strict=True):
-            if not holds(value):
-                raise DataError(
-                    f"{path}: annotation {face}: {key} {reprlib.repr(value)} {problem};"
-                    " correct or remove the annotation"
-                )
+def _category_names(path: Path, categories: dict[str, list[Any]]) -> dict[int, str]:
+    """Of each id, in lower case; Real and Fake are among them, whatever their ids are."""
+    names = [str(name).strip().casefold() for name in categories["name"]]
+    name_of: dict[int, str] = {}
+    for value, name in zip(categories["id"], names, strict=True):
+        if (number := _as_id(value)) is None:
+            continue  # no face can be in it
+        if name_of.setdefault(number, name) != name:
+            raise DataError(
+                f"{path}: category {number} is both {name_of[number]!r} and {name!r}; correct one"
+            )
+    if not set(LABELS) <= set(name_of.values()):
+        named = list(zip(categories["id"], names, strict=True))
+        raise DataError(
+            f"{path}: categories are {reprlib.repr(named)}, not {REAL} = Real and {FAKE} = Fake;"
+            " name two of them so"
+        )
+    return name_of
+
+
+def _labels(
+    path: Path, name_of: dict[int, str], faces: dict[str, list[Any]], mended: Counter[str]
+) -> list[int]:
+    """REAL or FAKE of each face, by the name of its category."""
+    label_of = {n: LABELS.index(name) for n, name in name_of.items() if name in LABELS}
+    labels = []
+    for face, value in zip(faces["id"], faces["category_id"], strict=True):
+        number = _as_id(value)
+        if number not in label_of:
+            called = repr(name_of[number]) if number in name_of else "in no category"
+            raise DataError(
+                f"{path}: annotation {face}: category_id {reprlib.repr(value)} is {called},"
+                " neither Real nor Fake; correct or remove the annotation"
+            )
+        labels.append(label_of[number])
+    if label_of != {REAL: REAL, FAKE: FAKE}:
+        mended["labels read by their category's name"] += len(labels)
+    return labels
+
+
+def _check_faces(
+    path: Path,
+    faces: dict[str, list[Any]],
+    key: str,
+    holds: Callable[[Any], bool],
+    problem: str,
+) -> None:
+    for face, value in zip(faces["id"], faces[key], strict=True):
+        if not holds(value):
+            raise DataError(
+                f"{path}: annotation {face}: {key} {reprlib.repr(value)} {problem};"
+                " correct or remove the annotation"
+            )
 
 
 def _check_file_names(
@@ -204,10 +316,6 @@ def _check_file_names(
             f"{path}: {where}: file_name {reprlib.repr(name)} {problem}; give it relative to"
             " data.photos_dir, without '..'"
         )
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and value in _INT64  # type: JSON's true is an int to isinstance
 
 
 def _is_box(value: object) -> bool:

@@ -4,7 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from deepfake.data.layouts import COLUMNS
+from deepfake.config import FAKE, REAL
+from deepfake.data.layouts import COLUMNS, SIZE
 from deepfake.data.layouts.openforensics import read_annotations, read_faces
 from deepfake.errors import DataError
 from tests.support.photos import CATEGORIES, face, write_json
@@ -35,8 +36,8 @@ def test_a_face_becomes_a_row_with_the_reports_columns_and_its_source(tmp_path):
     faces = [face(7, 0, 0, [458, 237, 134, 131]), face(3, 1, 1, [0.5, 1, 2.25, 9])]
     path = write_json(tmp_path / "Train poly.json", ["Images/Train/a.jpg", "b.jpg"], faces)
     table = read_faces([path])
-    assert tuple(table.columns) == COLUMNS
-    assert table.to_numpy().tolist() == [
+    assert tuple(table.columns) == (*COLUMNS, *SIZE)
+    assert table[list(COLUMNS)].to_numpy().tolist() == [
         [
             7,
             0,
@@ -83,7 +84,8 @@ def test_photos_without_a_face_are_counted_too(tmp_path):
         ({"images": None}, ["'images'", "None"]),
         ({"annotations": [3]}, ["annotations[0]", "3"]),
         ({"annotations": []}, ["no face"]),
-        ({"categories": [{"id": 0, "name": "Fake"}, {"id": 1, "name": "Real"}]}, ["(0, 'fake')"]),
+        ({"categories": [{"id": 0, "name": "Fake"}, {"id": 1, "name": "True"}]}, ["(0, 'fake')"]),
+        ({"categories": [*CATEGORIES, {"id": 1.0, "name": "Real"}]}, ["1", "'fake'", "'real'"]),
         ({"categories": [{"id": 0, "name": "Real"}]}, ["categories", "1 = Fake"]),
         ({"annotations": [without(FACE, "bbox")]}, ["17", "missing key 'bbox'"]),
         ({"annotations": [without(FACE, "image_id")]}, ["17", "missing key 'image_id'"]),
@@ -91,7 +93,14 @@ def test_photos_without_a_face_are_counted_too(tmp_path):
         ({"images": [{"id": 0}]}, ["images id 0", "missing key 'file_name'"]),
         ({"annotations": [{**FACE, "image_id": 5}]}, ["17", "image_id 5", "no entry"]),
         ({"annotations": [{**FACE, "image_id": [0]}]}, ["17", "image_id [0]"]),
-        ({"annotations": [{**FACE, "category_id": 2}]}, ["17", "category_id 2"]),
+        ({"annotations": [{**FACE, "category_id": 2}]}, ["17", "category_id 2", "no category"]),
+        (
+            {
+                "annotations": [{**FACE, "category_id": 2}],
+                "categories": [*CATEGORIES, {"id": 2, "name": "Mask"}],
+            },
+            ["17", "category_id 2", "'mask'"],
+        ),
         ({"annotations": [{**FACE, "category_id": True}]}, ["17", "category_id True"]),
         ({"annotations": [{**FACE, "category_id": None}]}, ["17", "category_id None"]),
         ({"annotations": [{**FACE, "bbox": [1, 2, 3]}]}, ["17", "[1, 2, 3]", "four finite"]),
@@ -103,7 +112,12 @@ def test_photos_without_a_face_are_counted_too(tmp_path):
         ({"annotations": [{**FACE, "bbox": None}]}, ["17", "None", "four finite"]),
         ({"annotations": [{**FACE, "bbox": {"x": 1}}]}, ["17", "'x'", "four finite"]),
         ({"annotations": [FACE, FACE]}, ["annotation id 17", "twice"]),
-        ({"annotations": [{**FACE, "id": "17"}]}, ["'17'", "not an integer"]),
+        ({"annotations": [{**FACE, "id": "17a"}]}, ["'17a'", "not an integer"]),
+        ({"annotations": [{**FACE, "id": 17.5}]}, ["17.5", "not an integer"]),
+        ({"annotations": [{**FACE, "id": True}]}, ["True", "not an integer"]),
+        ({"annotations": [{**FACE, "id": 2.0**53}]}, ["9007199254740992", "not an integer"]),
+        ({"annotations": [FACE, {**FACE, "id": "17"}]}, ["annotation id 17", "twice"]),
+        ({"annotations": [{**FACE, "iscrowd": 1}]}, ["no face", "iscrowd"]),
         ({"annotations": [{**FACE, "id": 2**63}]}, [str(2**63), "not an integer"]),
         ({"images": image("a.jpg") + image("b.jpg")}, ["image id 0", "twice"]),
         ({"images": image("/etc/passwd")}, ["annotation 17", "'/etc/passwd'", "outside"]),
@@ -152,6 +166,49 @@ def test_a_file_that_is_no_openforensics_json_is_refused_in_one_line(tmp_path, w
         read_faces([path])
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_label_is_its_categorys_name_whatever_the_number(tmp_path):
+    names = [{"id": 0, "name": "Fake"}, {"id": "7", "name": "real "}, {"id": 3, "name": "Mask"}]
+    faces = [{**FACE, "id": 1, "category_id": 0}, {**FACE, "id": 2, "category_id": 7}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(categories=names, annotations=faces)))
+    read = read_annotations([path])
+    assert read.faces["category_id"].tolist() == [FAKE, REAL]
+    assert read.mended == {"labels read by their category's name": 2}
+
+
+def test_ids_that_other_tools_write_as_decimals_or_text_are_read(tmp_path):
+    faces = [{**FACE, "id": 1.0, "image_id": "0", "category_id": "1"}, {**FACE, "id": 2}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(images=image("x.jpg", 0.0), annotations=faces)))
+    read = read_annotations([path])
+    assert read.faces["cutted_name"].tolist() == ["a_0_1.jpg", "a_0_2.jpg"]
+    assert read.faces["category_id"].tolist() == [1, FACE["category_id"]]
+    assert read.mended == {"ids read from text or decimals": 3}
+
+
+@pytest.mark.parametrize("crowd", [{"iscrowd": 1}, {"is_crowd": True}, {"iscrowd": "1"}])
+def test_a_region_of_many_is_left_out_by_name(tmp_path, crowd):
+    region = {**FACE, "id": 18, "category_id": None, "bbox": None, **crowd}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(annotations=[FACE, region])))
+    read = read_annotations([path])
+    assert read.faces["id_x"].tolist() == [17]
+    assert read.left_out[["cutted_name", "reason"]].to_numpy().tolist() == [
+        ["a_0_18.jpg", "iscrowd: a region of many"]
+    ]
+
+
+def test_a_photos_size_is_that_of_the_json_where_it_has_one(tmp_path):
+    sizes = [{"width": 96, "height": 64.0}, {}, {"width": None, "height": "tall"}]
+    images = [{"id": i, "file_name": f"{i}.jpg", **size} for i, size in enumerate(sizes)]
+    faces = [{**FACE, "id": i, "image_id": i} for i in range(3)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(images=images, annotations=faces)))
+    found = read_faces([path])[list(SIZE)]
+    assert found.iloc[0].tolist() == [96, 64]
+    assert found.iloc[1:].isna().all(axis=None)
 
 
 def test_category_names_are_read_in_any_case(tmp_path):

@@ -61,6 +61,13 @@ def files(work_dir):
     }
 
 
+def rewritten(path, change):
+    """The JSON at path, changed."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def stamps(work_dir):
     return {path: path.stat().st_mtime_ns for path in work_dir.rglob("*") if path.is_file()}
 
@@ -366,3 +373,36 @@ def test_killed_while_cutting_and_run_again_it_gives_the_same_bytes(tmp_path):
     prepare_data(config(tmp_path), processes=1)
     assert files(tmp_path / "work") == files(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_region_of_many_is_dropped_by_name_and_moves_nothing_else(drawn, done, tmp_path):
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    region = {**face(99, 3, 1, [0, 0, 90, 60]), "iscrowd": 1}
+    rewritten(tmp_path / "Train_poly.json", lambda c: c["annotations"].append(region))
+    prepared = prepare_data(config(tmp_path), processes=1)
+    assert prepared.summary.dropped == {"iscrowd": 1}
+    dropped = pd.read_csv(tmp_path / "work/dropped.csv")
+    assert dropped[["cutted_name", "reason"]].to_numpy().tolist() == [
+        ["Train_poly_3_99.jpg", "iscrowd: a region of many"]
+    ]
+    for name in ("faces.csv", "splits.csv"):
+        assert (tmp_path / "work" / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_what_was_read_otherwise_is_counted_in_the_summary(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+
+    def swap(content):
+        content["categories"] = [{"id": 0, "name": "Fake"}, {"id": 1, "name": "Real"}]
+        content["annotations"][1]["category_id"] = 0
+
+    rewritten(tmp_path / "Train_poly.json", swap)
+    summary = prepare_data(config(tmp_path), processes=1).summary
+    assert (summary.real, summary.fake) == (11, 13)
+    assert summary.mended == {"labels read by their category's name": 24}
+
+
+def test_a_work_dir_from_before_mended_was_counted_is_read(data):
+    manifest = data.work_dir / "prepared.json"
+    rewritten(manifest, lambda content: content["summary"].pop("mended"))
+    assert load_prepared(data).summary.mended == {}
