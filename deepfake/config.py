@@ -102,6 +102,8 @@ class DataConfig(Frozen):
         Discriminator(_list_or_mapping),
     ]
     photos_dir: AbsolutePath  # every file_name of a JSON is resolved under it
+    # as a hub's cache is made of: taken although a link leads out of photos_dir
+    follow_links: bool = Field(default=False, exclude_if=lambda value: not value)
     work_dir: AbsolutePath  # receives faces.csv, dropped.csv, crops/, splits.csv, store/
     margin: Annotated[float, Field(ge=0, le=2)] = 0.0  # of the box, added on each side
     min_face_px: PositiveInt = 16  # shorter side of the box

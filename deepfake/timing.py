@@ -28,7 +28,7 @@ from deepfake.data import (
     meta_path,
     normalise,
     pixels_of,
-    read_faces,
+    read_annotations,
     store_path,
 )
 from deepfake.errors import DataError
@@ -92,8 +92,8 @@ def measure_data(data: DataConfig, sides: Sequence[int]) -> Amount:
 
 
 def _cut_some(data: DataConfig, sides: Sequence[int]) -> Amount:
-    faces = read_faces(data.jsons)
-    places = find_photos(faces, data.photos_dir)
+    annotations = read_annotations(data.jsons)
+    faces, places = annotations.faces, find_photos(annotations, data).photos
     faces = faces[[isinstance(places[name], Path) for name in faces["file_name"]]]
     photos = faces.groupby(list(PHOTO)).ngroup()
     n_photos = int(photos.max()) + 1
@@ -102,7 +102,7 @@ def _cut_some(data: DataConfig, sides: Sequence[int]) -> Amount:
     with tempfile.TemporaryDirectory() as name:
         crops_dir = Path(name)
         started = time.perf_counter()
-        cut_faces(some, data.photos_dir, crops_dir, data.margin, data.min_face_px, processes=1)
+        cut_faces(some, places, data, crops_dir, processes=1)
         cut_s = time.perf_counter() - started
         crops = list(crops_dir.iterdir())
         if not crops:

@@ -15,7 +15,15 @@ from deepfake.audit.perceptual_hash import NEAR_BITS, nearest
 from deepfake.audit.photo_scan import Traces, read_traces
 from deepfake.audit.shortcuts import TRAITS, Described, Verdict, probe
 from deepfake.config import SEEN, DataConfig, Split
-from deepfake.data import PHOTO, find_photos, load_prepared, ordered, read_places, read_split
+from deepfake.data import (
+    PHOTO,
+    find_photos,
+    load_prepared,
+    ordered,
+    read_annotations,
+    read_places,
+    read_split,
+)
 from deepfake.errors import DataError
 from deepfake.parallel import Progress
 
@@ -78,7 +86,7 @@ def audit(
     """
     prepared = load_prepared(data)
     places = read_places(prepared.work_dir)
-    photos, not_found = _match(places, data.photos_dir)
+    photos, not_found = _match(places, data)
     places = places[places["split"] != ""].reset_index(drop=True)
     traces = read_traces(places, photos, data.margin, processes, progress)
     return Audit(
@@ -90,9 +98,9 @@ def audit(
     )
 
 
-def _match(places: pd.DataFrame, photos_dir: Path) -> tuple[dict[str, Path], int]:
+def _match(places: pd.DataFrame, data: DataConfig) -> tuple[dict[str, Path], int]:
     """The photo of each file_name with a crop, and how many of the others have none."""
-    found = find_photos(places, photos_dir)
+    photos_dir, found = data.photos_dir, find_photos(read_annotations(data.jsons), data).photos
     for source, names in places.groupby("source")["file_name"]:
         if not any(isinstance(found[name], Path) for name in names):
             raise DataError(
@@ -110,7 +118,7 @@ def _match(places: pd.DataFrame, photos_dir: Path) -> tuple[dict[str, Path], int
                 " put it back: the audit reads every photo"
             )
         photos[name] = photo
-    return photos, sum(isinstance(photo, str) for photo in found.values())
+    return photos, sum(isinstance(found[name], str) for name in set(places["file_name"]))
 
 
 def _photos_in_two_splits(

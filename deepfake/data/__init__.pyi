@@ -17,6 +17,7 @@ from .feed import (
 )
 from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO
 from .layouts.openforensics import (
+    read_annotations as read_annotations,
     read_faces as read_faces,
     write_faces as write_faces,
     write_json as write_json,

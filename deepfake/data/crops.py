@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Final
 import pandas as pd
 from PIL import Image
 
+from deepfake.config import DataConfig
 from deepfake.data.layouts import DROPPED_COLUMNS
-from deepfake.data.photos import UNREADABLE, cause_of, find_photos, read_photo
+from deepfake.data.photos import UNREADABLE, cause_of, read_photo
 from deepfake.errors import DataError, writing_data
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
@@ -79,23 +80,22 @@ def _with_margin(bbox: Sequence[float], margin: float) -> tuple[float, float, fl
 
 def cut_faces(
     faces: pd.DataFrame,
-    photos_dir: Path,
+    photos: Mapping[str, Path | str],
+    data: DataConfig,
     crops_dir: Path,
-    margin: float,
-    min_face_px: int,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> CutResult:
     """Save every face that can be cut as crops_dir/cutted_name; crops that exist are kept.
 
-    A photo that is missing or unreadable, or a box that can't be cut, is named in the result
-    and stops nothing. Raises DataError if no photo is found or a crop can't be written.
+    photos: of each file_name, as find_photos gives them. A photo that is missing or unreadable,
+    or a box that can't be cut, is named in the result and stops nothing. Raises DataError if a
+    crop can't be written.
     """
-    photos = find_photos(faces, photos_dir)
     crops_dir.mkdir(parents=True, exist_ok=True)
     todo, outcomes = _plan(faces, photos, _existing(crops_dir))
     chunks = [todo[i : i + _PHOTOS_A_CHUNK] for i in range(0, len(todo), _PHOTOS_A_CHUNK)]
-    cut = partial(_cut_photos, crops_dir=crops_dir, margin=margin, min_face_px=min_face_px)
+    cut = partial(_cut_photos, crops_dir=crops_dir, data=data)
     done = 0
     with contextlib.closing(in_parallel(cut, chunks, processes)) as results:
         for of_chunk, chunk in zip(results, chunks, strict=True):
@@ -124,7 +124,7 @@ def _existing(crops_dir: Path) -> set[str]:
 
 
 def _plan(
-    faces: pd.DataFrame, photos: dict[str, Path | str], existing: set[str]
+    faces: pd.DataFrame, photos: Mapping[str, Path | str], existing: set[str]
 ) -> tuple[list[_Photo], list[_Outcome]]:
     """The photos to open, each once with all its faces, and the faces without a photo."""
     by_path: dict[Path, list[_Face]] = {}
@@ -140,16 +140,12 @@ def _plan(
     return [_Photo(path, tuple(of_photo)) for path, of_photo in by_path.items()], lost
 
 
-def _cut_photos(
-    photos: Iterable[_Photo], crops_dir: Path, margin: float, min_face_px: int
-) -> list[_Outcome]:
-    each = (_cut_photo(photo, crops_dir, margin, min_face_px) for photo in photos)
+def _cut_photos(photos: Iterable[_Photo], crops_dir: Path, data: DataConfig) -> list[_Outcome]:
+    each = (_cut_photo(photo, crops_dir, data) for photo in photos)
     return list(itertools.chain.from_iterable(each))
 
 
-def _cut_photo(
-    photo: _Photo, crops_dir: Path, margin: float, min_face_px: int
-) -> Iterator[_Outcome]:
+def _cut_photo(photo: _Photo, crops_dir: Path, data: DataConfig) -> Iterator[_Outcome]:
     try:
         # of a photo cut before only the header is read: its size decides what was dropped
         pixels = read_photo(photo.path, decode=not all(face.is_cut for face in photo.faces))
@@ -162,13 +158,13 @@ def _cut_photo(
         if inner is None:
             yield _Outcome(face.row, "box outside the photo")
             continue
-        if min(inner[2] - inner[0], inner[3] - inner[1]) < min_face_px:
+        if min(inner[2] - inner[0], inner[3] - inner[1]) < data.min_face_px:
             yield _Outcome(face.row, "box under min_face_px")
             continue
         if not face.is_cut:
-            box = crop_box(face.bbox, pixels.size, margin)
+            box = crop_box(face.bbox, pixels.size, data.margin)
             _save(pixels.crop(box), crops_dir / face.cutted_name)
-        yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, margin))
+        yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, data.margin))
 
 
 def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) -> bool:

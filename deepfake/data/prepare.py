@@ -15,7 +15,7 @@ from deepfake.config import FAKE, LABELS, REAL, DataConfig
 from deepfake.data.crops import cut_faces
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
-from deepfake.data.photos import find_photos
+from deepfake.data.photos import FoundPhotos, find_photos
 from deepfake.data.splits import (
     FACES_CSV,
     SPLITS_CSV,
@@ -99,14 +99,15 @@ def prepare_data(
     with writing_data(data.work_dir):
         if not _is_complete(data.work_dir, settings):
             annotations = read_annotations(data.jsons)
-            photos = find_photos(annotations.faces, data.photos_dir)
-            found = [isinstance(photos[name], Path) for name in annotations.faces["file_name"]]
-            check_room(data.work_dir, sum(found), sides)  # before hours of cutting
+            photos = find_photos(annotations, data)
+            names = annotations.faces["file_name"]
+            n_found = sum(isinstance(photos.photos[name], Path) for name in names)
+            check_room(data.work_dir, n_found, sides)  # before hours of cutting
             split_faces(annotations.faces, data)
             data.work_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data.work_dir / ".lock"):
                 if not _is_complete(data.work_dir, settings):  # another process may have done it
-                    _fill(data, settings, annotations, processes, progress)
+                    _fill(data, settings, annotations, photos, processes, progress)
     prepared = _load(data.work_dir, settings)
     for side in sides:
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
@@ -178,6 +179,7 @@ def _fill(
     data: DataConfig,
     settings: dict[str, Setting],
     annotations: Annotations,
+    photos: FoundPhotos,
     processes: int | None,
     progress: Progress | None,
 ) -> None:
@@ -185,15 +187,7 @@ def _fill(
     write_whole(work_dir / UNFINISHED, _SETTINGS.dump_json(settings, indent=1))
     (work_dir / MANIFEST).unlink(missing_ok=True)  # what it says may no longer hold
     write_csv(faces[list(COLUMNS)], work_dir / FACES_CSV)
-    cut = cut_faces(
-        faces,
-        data.photos_dir,
-        work_dir / CROPS,
-        data.margin,
-        data.min_face_px,
-        processes,
-        progress,
-    )
+    cut = cut_faces(faces, photos.photos, data, work_dir / CROPS, processes, progress)
     dropped = pd.concat([cut.dropped, annotations.left_out], ignore_index=True)
     write_csv(dropped, work_dir / DROPPED_CSV)
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
@@ -204,7 +198,7 @@ def _fill(
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
         crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
-        summary=_summary(annotations, faces, splits, dropped, cut.clamped),
+        summary=_summary(annotations, photos, faces, splits, dropped, cut.clamped),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
     (work_dir / UNFINISHED).unlink()
@@ -222,6 +216,7 @@ def hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> 
 
 def _summary(
     annotations: Annotations,
+    photos: FoundPhotos,
     faces: pd.DataFrame,
     splits: pd.DataFrame,
     dropped: pd.DataFrame,
@@ -231,6 +226,9 @@ def _summary(
     in_json = annotations.faces["category_id"]
     # without the detail of each photo: "photo ambiguous: a.jpg, b.jpg"
     reasons = Counter(reason.partition(":")[0] for reason in dropped["reason"])
+    mended = Counter(annotations.mended)
+    if photos.by_base_name:
+        mended["photos found by their base name alone"] = photos.by_base_name
     return Summary(
         photos=len(faces.drop_duplicates(list(PHOTO))),
         faces=len(faces),
@@ -242,10 +240,10 @@ def _summary(
         },
         dropped=dict(sorted(reasons.items())),
         clamped=clamped,
-        photos_in_json=annotations.photos,
+        photos_in_json=len(annotations.file_names),
         real_in_json=int((in_json == REAL).sum()),
         fake_in_json=int((in_json == FAKE).sum()),
-        mended=dict(sorted(annotations.mended.items())),
+        mended=dict(sorted(mended.items())),
     )
 
 

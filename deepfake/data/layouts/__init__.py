@@ -19,6 +19,6 @@ class Annotations:
     """What was read."""
 
     faces: pd.DataFrame  # COLUMNS and SIZE, one row a face
-    photos: int  # those without a face too
+    file_names: tuple[str, ...]  # of every photo, of those without a face too
     left_out: pd.DataFrame  # DROPPED_COLUMNS: what is annotated and is no face
     mended: Mapping[str, int] = field(default_factory=dict)  # what was read otherwise: how often

@@ -36,7 +36,7 @@ def read_faces(annotations: Sequence[Path]) -> pd.DataFrame:
 
 
 def read_annotations(annotations: Sequence[Path]) -> Annotations:
-    """The faces of the JSONs, whatever order they are given in, and the number of photos."""
+    """The faces of the JSONs, whatever order they are given in, and all photos."""
     check_sources(annotations)
     parts = [_read_json(path) for path in sorted(annotations, key=lambda path: path.stem)]
     faces, left_out = (
@@ -48,7 +48,8 @@ def read_annotations(annotations: Sequence[Path]) -> Annotations:
         what = "holds regions of many alone (iscrowd: 1)" if len(left_out) else "is empty"
         raise DataError(f"{names}: 'annotations' {what}: there is no face to learn from")
     mended = sum((Counter(part.mended) for part in parts), Counter[str]())
-    return Annotations(faces, sum(part.photos for part in parts), left_out, mended)
+    file_names = tuple(name for part in parts for name in part.file_names)
+    return Annotations(faces, file_names, left_out, mended)
 
 
 def check_sources(annotations: Sequence[Path]) -> None:
@@ -120,9 +121,9 @@ def _read_json(path: Path) -> Annotations:
     table["bbox"] = pd.Series([json.dumps(bbox) for bbox in faces["bbox"]], dtype=str)
     left_out = _table(path, images, _chosen(every, is_crowd))
     left_out["reason"] = pd.Series(["iscrowd: a region of many"] * len(left_out), dtype=str)
-    return Annotations(
-        table[[*COLUMNS, *SIZE]], len(images["id"]), left_out[list(DROPPED_COLUMNS)], mended
-    )
+    file_names = tuple(images["file_name"])
+    left_out = left_out[list(DROPPED_COLUMNS)]
+    return Annotations(table[[*COLUMNS, *SIZE]], file_names, left_out, mended)
 
 
 def _table(

@@ -75,7 +75,7 @@ def test_equal_ids_in_two_jsons_stay_two_faces_in_whatever_order_the_jsons_come(
 
 def test_photos_without_a_face_are_counted_too(tmp_path):
     path = write_json(tmp_path / "a.json", ["x.jpg", "y.jpg", "z.jpg"], [FACE])
-    assert read_annotations([path]).photos == 3
+    assert read_annotations([path]).file_names == ("x.jpg", "y.jpg", "z.jpg")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     "data.splits": [("new", "'drawn' or 'official'")],
     "data.annotations": [LIST, ([], "a list of one or more"), (None, "a list")],
     "data.photos_dir": [PATH, (None, "a path")],
+    "data.follow_links": [TRUTH],
     "data.work_dir": [PATH],
     "data.margin": [FROM_0, (2.5, "less than or equal to 2"), NUMBER],
     "data.min_face_px": [ABOVE_0, WHOLE],

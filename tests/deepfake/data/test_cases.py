@@ -1,0 +1,53 @@
+"""Faults seen in public data, each with what is right: no face is cut wrongly in silence."""
+
+import unicodedata
+
+import pandas as pd
+
+from deepfake.data.prepare import prepare_data
+from tests.support.cases import case_config, draw_case, photo_of, wrong_crops
+
+
+def prepare(data):
+    """The summary, and the faces without a crop."""
+    summary = prepare_data(data, processes=1).summary
+    return summary, pd.read_csv(data.work_dir / "dropped.csv")
+
+
+def test_a_face_whose_photo_is_absent_never_gets_the_photo_of_the_same_base_name(tmp_path):
+    content = draw_case(tmp_path, n_photos=0)
+    for n in range(48):
+        kind = ("real", "fake")[n % 2]
+        name = f"{kind}/{n // 2:04d}.jpg"
+        content["images"].append({"id": n, "file_name": name, "width": 200, "height": 120})
+        face = {"id": n, "image_id": n, "category_id": n % 2, "bbox": [10, 30, 40, 40]}
+        # a fake one without a face: its name counts all the same
+        content["annotations"] += [] if n == 1 else [face]
+        (tmp_path / kind).mkdir(exist_ok=True)
+        if kind == "fake" or n > 8:
+            photo_of([((10, 30, 40, 40), n)]).save(tmp_path / name, quality=95)
+    summary, dropped = prepare(case_config(tmp_path, content))
+    assert summary.dropped == {"photo absent": 5}
+    assert dropped["id_x"].tolist() == [0, 2, 4, 6, 8]
+    assert wrong_crops(tmp_path / "work") == []
+
+
+def test_photos_of_decomposed_names_are_cut(tmp_path):
+    content = draw_case(tmp_path)
+    for image in content["images"][:4]:
+        name = image["file_name"].replace("/p", "/M\u00fcller \u00e9")
+        decomposed = unicodedata.normalize("NFD", name)
+        (tmp_path / image["file_name"]).rename(tmp_path / decomposed)
+        image["file_name"] = name
+    summary, _ = prepare(case_config(tmp_path, content))
+    assert (summary.faces, summary.dropped, summary.mended) == (24, {}, {})
+    assert wrong_crops(tmp_path / "work") == []
+
+
+def test_photos_named_with_backslashes_are_cut(tmp_path):
+    content = draw_case(tmp_path)
+    for image in content["images"]:
+        image["file_name"] = image["file_name"].replace("/", "\\")
+    summary, _ = prepare(case_config(tmp_path, content))
+    assert (summary.faces, summary.dropped, summary.mended) == (24, {}, {})
+    assert wrong_crops(tmp_path / "work") == []
