@@ -80,7 +80,7 @@ def test_what_cant_be_written_is_one_line(config: StudyConfig) -> None:
 
 @pytest.mark.slow
 def test_the_price_is_measured_by_both_arms_and_prints_again_the_same(tmp_path: Path) -> None:
-    folder = Folder(tmp_path, 60, "train.max_epochs=2")
+    folder = Folder(tmp_path, 30, "train.max_epochs=1")
     options = ("--leak", "--baseline", "mobilenet_v2_frozen", "--seeds", "3", "--json")
     done = folder.run("audit", *options)
     assert done.returncode == 0, done.stderr
