@@ -67,6 +67,14 @@ def absolute(path: Path) -> Path:
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 
 
+# a setting that most studies don't have: without it nothing that is written down shows it
+Unset = Field(default=None, exclude_if=lambda value: value is None)
+
+
+# how the four numbers of a bbox are meant; shares: of the photo's width and height
+BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_shares", "xyxy_shares", "cxcywh_shares"]
+
+
 class Fractions(Frozen):
     """Shares of the faces in each split; they sum to 1."""
 
@@ -105,6 +113,7 @@ class DataConfig(Frozen):
     # as a hub's cache is made of: taken although a link leads out of photos_dir
     follow_links: bool = Field(default=False, exclude_if=lambda value: not value)
     work_dir: AbsolutePath  # receives faces.csv, dropped.csv, crops/, splits.csv, store/
+    box: BoxFormat | None = Unset  # of the JSONs; xywh, and refused where they tell otherwise
     margin: Annotated[float, Field(ge=0, le=2)] = 0.0  # of the box, added on each side
     min_face_px: PositiveInt = 16  # shorter side of the box
     fractions: Fractions = Fractions()
@@ -209,8 +218,6 @@ class TrainSettings(Frozen):
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-# a setting that most studies don't have: without it nothing that is written down shows it
-Unset = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Step(Frozen):

@@ -92,7 +92,7 @@ def measure_data(data: DataConfig, sides: Sequence[int]) -> Amount:
 
 
 def _cut_some(data: DataConfig, sides: Sequence[int]) -> Amount:
-    annotations = read_annotations(data.jsons)
+    annotations = read_annotations(data.jsons, data.box)
     faces, places = annotations.faces, find_photos(annotations, data).photos
     faces = faces[[isinstance(places[name], Path) for name in faces["file_name"]]]
     photos = faces.groupby(list(PHOTO)).ngroup()

@@ -100,7 +100,8 @@ def audit(
 
 def _match(places: pd.DataFrame, data: DataConfig) -> tuple[dict[str, Path], int]:
     """The photo of each file_name with a crop, and how many of the others have none."""
-    photos_dir, found = data.photos_dir, find_photos(read_annotations(data.jsons), data).photos
+    annotations = read_annotations(data.jsons, data.box)
+    photos_dir, found = data.photos_dir, find_photos(annotations, data).photos
     for source, names in places.groupby("source")["file_name"]:
         if not any(isinstance(found[name], Path) for name in names):
             raise DataError(

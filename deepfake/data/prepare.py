@@ -12,6 +12,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
+from deepfake.data.check import check_labels
 from deepfake.data.crops import cut_faces
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
@@ -55,6 +56,7 @@ class Summary:
     real_in_json: int
     fake_in_json: int
     mended: dict[str, int] = field(default_factory=dict)  # what was read otherwise, and how often
+    warnings: tuple[str, ...] = ()  # what may be wrong, a line each
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ def prepare_data(
     settings = _settings(data)
     with writing_data(data.work_dir):
         if not _is_complete(data.work_dir, settings):
-            annotations = read_annotations(data.jsons)
-            photos = find_photos(annotations, data)
+            annotations = read_annotations(data.jsons, data.box)
             names = annotations.faces["file_name"]
+            check_labels(annotations.faces, names.tolist())
+            photos = find_photos(annotations, data)
             n_found = sum(isinstance(photos.photos[name], Path) for name in names)
             check_room(data.work_dir, n_found, sides)  # before hours of cutting
             split_faces(annotations.faces, data)
@@ -244,6 +247,7 @@ def _summary(
         real_in_json=int((in_json == REAL).sum()),
         fake_in_json=int((in_json == FAKE).sum()),
         mended=dict(sorted(mended.items())),
+        warnings=annotations.warnings,
     )
 
 
@@ -251,6 +255,8 @@ def _settings(data: DataConfig) -> dict[str, Setting]:
     """All that decides the bytes of work_dir; paths don't."""
     settings: dict[str, Setting] = {"margin": data.margin, "min_face_px": data.min_face_px}
     check_sources(data.jsons)
+    if data.box not in (None, "xywh"):
+        settings |= {"box": str(data.box)}
     if data.splits == "drawn":
         settings |= {"group_by": data.group_by, "seed": data.seed}
         settings |= {f"fractions.{split}": share for split, share in data.fractions}

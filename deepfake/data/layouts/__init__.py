@@ -22,3 +22,4 @@ class Annotations:
     file_names: tuple[str, ...]  # of every photo, of those without a face too
     left_out: pd.DataFrame  # DROPPED_COLUMNS: what is annotated and is no face
     mended: Mapping[str, int] = field(default_factory=dict)  # what was read otherwise: how often
+    warnings: tuple[str, ...] = ()  # what may be wrong, a line each

@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from deepfake.config import FAKE, LABELS, REAL
+from deepfake.config import FAKE, LABELS, REAL, BoxFormat
+from deepfake.data.check import Boxes, as_xywh, check_boxes
 from deepfake.data.layouts import COLUMNS, DROPPED_COLUMNS, PHOTO, SIZE, Annotations
 from deepfake.errors import DataError
 from deepfake.files import write_whole
 
 CROWD = ("iscrowd", "is_crowd")  # both spellings are met
+_NO_OUTLINE = (math.nan,) * 4
 _YES = (1, "1")  # and true
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -27,18 +30,21 @@ _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no CSV or file syst
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")  # absolute, drive, or climbing
 
 
-def read_faces(annotations: Sequence[Path]) -> pd.DataFrame:
+def read_faces(annotations: Sequence[Path], box: BoxFormat | None = None) -> pd.DataFrame:
     """One row a face with the columns COLUMNS and SIZE; bbox is JSON text, "[x, y, w, h]".
 
     Raises DataError naming the JSON, the annotation's id and the value.
     """
-    return read_annotations(annotations).faces
+    return read_annotations(annotations, box).faces
 
 
-def read_annotations(annotations: Sequence[Path]) -> Annotations:
-    """The faces of the JSONs, whatever order they are given in, and all photos."""
+def read_annotations(annotations: Sequence[Path], box: BoxFormat | None = None) -> Annotations:
+    """The faces of the JSONs, whatever order they are given in, and all photos.
+
+    box: as data.box.
+    """
     check_sources(annotations)
-    parts = [_read_json(path) for path in sorted(annotations, key=lambda path: path.stem)]
+    parts = [_read_json(path, box) for path in sorted(annotations, key=lambda path: path.stem)]
     faces, left_out = (
         pd.concat(tables, ignore_index=True)
         for tables in zip(*((part.faces, part.left_out) for part in parts), strict=True)
@@ -48,8 +54,9 @@ def read_annotations(annotations: Sequence[Path]) -> Annotations:
         what = "holds regions of many alone (iscrowd: 1)" if len(left_out) else "is empty"
         raise DataError(f"{names}: 'annotations' {what}: there is no face to learn from")
     mended = sum((Counter(part.mended) for part in parts), Counter[str]())
+    warnings = tuple(warning for part in parts for warning in part.warnings)
     file_names = tuple(name for part in parts for name in part.file_names)
-    return Annotations(faces, file_names, left_out, mended)
+    return Annotations(faces, file_names, left_out, mended, warnings)
 
 
 def check_sources(annotations: Sequence[Path]) -> None:
@@ -92,13 +99,13 @@ def write_json(
     write_whole(path, json.dumps(document).encode())
 
 
-def _read_json(path: Path) -> Annotations:
+def _read_json(path: Path, box: BoxFormat | None) -> Annotations:
     content = _parse(path)
     _check_source(path)
     name_of = _category_names(path, _columns(path, content, "categories", ("id", "name")))
     images = _columns(path, content, "images", ("id", "file_name"), SIZE)
     keys = ("id", "image_id", "category_id", "bbox")
-    every = _columns(path, content, "annotations", keys, CROWD)
+    every = _columns(path, content, "annotations", keys, (*CROWD, "area", "segmentation"))
     mended = Counter[str]()
     images["id"] = _ids(path, "image", "id", images["id"], images["id"], mended)
     for key in ("id", "image_id"):
@@ -112,18 +119,29 @@ def _read_json(path: Path) -> Annotations:
     _check_faces(
         path, every, "image_id", set(images["id"]).__contains__, "has no entry in 'images'"
     )
-    _check_faces(path, faces, "bbox", _is_box, "is not four finite numbers [x, y, w, h]")
+    _check_faces(path, faces, "bbox", _is_box, "is not four finite numbers")
     labels = _labels(path, name_of, faces, mended)
     _check_file_names(path, images, every)
 
     table = _table(path, images, faces)
     table["category_id"] = pd.Series(labels, dtype="int64")
-    table["bbox"] = pd.Series([json.dumps(bbox) for bbox in faces["bbox"]], dtype=str)
+    boxes = Boxes(
+        faces["bbox"],
+        table[list(SIZE)].to_numpy(np.float64),
+        np.array(list(map(_length, faces["area"])), np.float64),
+        np.array(list(map(_outline, faces["segmentation"])), np.float64).reshape(-1, 4),
+    )
+    warnings = check_boxes(path, boxes, faces["id"], box) if len(table) else []
+    xywh = as_xywh(path, boxes, faces["id"], box)
+    if xywh is not boxes.numbers:
+        mended[f"boxes read as {box}"] += len(xywh)
+    table["bbox"] = pd.Series([json.dumps(bbox) for bbox in xywh], dtype=str)
     left_out = _table(path, images, _chosen(every, is_crowd))
     left_out["reason"] = pd.Series(["iscrowd: a region of many"] * len(left_out), dtype=str)
+    table = table[[*COLUMNS, *SIZE]]
     file_names = tuple(images["file_name"])
     left_out = left_out[list(DROPPED_COLUMNS)]
-    return Annotations(table[[*COLUMNS, *SIZE]], file_names, left_out, mended)
+    return Annotations(table, file_names, left_out, mended, tuple(warnings))
 
 
 def _table(
@@ -148,9 +166,22 @@ def _chosen(columns: dict[str, list[Any]], chosen: list[bool]) -> dict[str, list
 
 
 def _length(value: Any) -> float:
-    """A side of a photo in px; NaN for what can be none."""
+    """A side of a photo or an area in px; NaN for what can be none."""
     usable = type(value) in (int, float) and 1 <= value <= sys.maxsize
     return float(value) if usable else math.nan
+
+
+def _outline(segmentation: Any) -> tuple[float, ...]:
+    """left, top, right, bottom of polygons in either spelling, a list or a list of lists."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    if polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]
+    try:
+        numbers = np.array(list(itertools.chain.from_iterable(polygons)), np.float64)
+        points = numbers.reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):  # no polygon after all: it tells nothing
+        return _NO_OUTLINE
+    return (*points.min(axis=0), *points.max(axis=0)) if len(points) else _NO_OUTLINE
 
 
 def _file_prefix(source: str) -> str:

@@ -3,8 +3,10 @@
 import unicodedata
 
 import pandas as pd
+import pytest
 
 from deepfake.data.prepare import prepare_data
+from deepfake.errors import DataError
 from tests.support.cases import case_config, draw_case, photo_of, wrong_crops
 
 
@@ -51,3 +53,48 @@ def test_photos_named_with_backslashes_are_cut(tmp_path):
     summary, _ = prepare(case_config(tmp_path, content))
     assert (summary.faces, summary.dropped, summary.mended) == (24, {}, {})
     assert wrong_crops(tmp_path / "work") == []
+
+
+def with_areas(content):
+    """The JSON's content, each face with the area of its box."""
+    for annotation in content["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    return content
+
+
+@pytest.mark.parametrize("box", ["xyxy", "xywh_shares"])
+def test_boxes_in_another_format_are_refused_and_taken_with_the_setting_that_is_named(
+    tmp_path, box
+):
+    content = with_areas(draw_case(tmp_path))
+    plain = case_config(tmp_path, content, work_dir=tmp_path / "plain")
+    prepare(plain)
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        shares = [x / 200, y / 120, w / 200, h / 120]
+        annotation["bbox"] = [x, y, x + w, y + h] if box == "xyxy" else shares
+    data = case_config(tmp_path, content)
+    with pytest.raises(DataError, match=rf"set data\.box: {box}$"):
+        prepare(data)
+    assert not (tmp_path / "work").exists()
+    summary, _ = prepare(data.model_copy(update={"box": box}))
+    assert (summary.faces, summary.mended) == (24, {f"boxes read as {box}": 24})
+    assert wrong_crops(tmp_path / "work") == []
+    splits = [(tmp_path / name / "splits.csv").read_bytes() for name in ("work", "plain")]
+    assert splits[0] == splits[1]
+    with pytest.raises(DataError, match=rf"data\.box was {box} and is now absent"):
+        prepare(data)
+
+
+def test_the_format_that_is_the_default_is_no_other_setting(tmp_path):
+    data = case_config(tmp_path, draw_case(tmp_path))
+    first = prepare_data(data, processes=1)
+    assert prepare_data(data.model_copy(update={"box": "xywh"}), processes=1) == first
+
+
+def test_one_box_with_two_labels_is_refused_before_anything_is_cut(tmp_path):
+    content = draw_case(tmp_path)
+    content["annotations"].append({**content["annotations"][5], "id": 99, "category_id": 0})
+    with pytest.raises(DataError, match=r"annotation 5 .*is fake, annotation 99 .*is real"):
+        prepare(case_config(tmp_path, content))
+    assert not (tmp_path / "work").exists()
