@@ -4,6 +4,7 @@ arrays   rows of an array on disk
 photos   a photo as it was annotated: found by its name, read as 8-bit RGB
 check    whether boxes are what they are said to be, over the whole file
 crops    each photo decoded once, each face cut to a small JPEG; resumable
+groups   which photos are one picture, whatever they are called
 splits   train / val / test, whole photos together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
 store    crops -> one array a resolution, shared through the page cache

@@ -276,10 +276,10 @@ def check_labels(faces: pd.DataFrame, pictures: Sequence[str]) -> None:
         return
     names = [
         f"annotation {face['id_x']} of {face['source']} is {LABELS[face['category_id']]}"
+        f" ({face['file_name']})"
         for face in faces.iloc[list(torn[0])].to_dict("records")
     ]
-    first = torn[0][0]
     raise DataError(
-        f"{faces['file_name'].iloc[first]}: one box, {faces['bbox'].iloc[first]}, has two labels:"
+        f"one box of one picture, {faces['bbox'].iloc[torn[0][0]]}, has two labels:"
         f" {', '.join(names)}; remove one (there are {len(torn)} such boxes)"
     )

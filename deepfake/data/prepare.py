@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from deepfake.config import FAKE, LABELS, REAL, DataConfig
 from deepfake.data.check import check_labels
 from deepfake.data.crops import cut_faces
+from deepfake.data.groups import count_repeated, pictures_of, torn_pictures
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
 from deepfake.data.photos import FoundPhotos, find_photos
@@ -101,16 +102,16 @@ def prepare_data(
     with writing_data(data.work_dir):
         if not _is_complete(data.work_dir, settings):
             annotations = read_annotations(data.jsons, data.box)
-            names = annotations.faces["file_name"]
-            check_labels(annotations.faces, names.tolist())
-            photos = find_photos(annotations, data)
-            n_found = sum(isinstance(photos.photos[name], Path) for name in names)
+            faces, photos = annotations.faces, find_photos(annotations, data)
+            pictures = pictures_of({name: photos.photos[name] for name in faces["file_name"]})
+            check_labels(faces, faces["file_name"].map(pictures).tolist())
+            n_found = sum(isinstance(photos.photos[name], Path) for name in faces["file_name"])
             check_room(data.work_dir, n_found, sides)  # before hours of cutting
-            split_faces(annotations.faces, data)
+            split_faces(faces, data, pictures)
             data.work_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data.work_dir / ".lock"):
                 if not _is_complete(data.work_dir, settings):  # another process may have done it
-                    _fill(data, settings, annotations, photos, processes, progress)
+                    _fill(data, settings, annotations, photos, pictures, processes, progress)
     prepared = _load(data.work_dir, settings)
     for side in sides:
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
@@ -183,6 +184,7 @@ def _fill(
     settings: dict[str, Setting],
     annotations: Annotations,
     photos: FoundPhotos,
+    pictures: dict[str, str],
     processes: int | None,
     progress: Progress | None,
 ) -> None:
@@ -194,14 +196,14 @@ def _fill(
     dropped = pd.concat([cut.dropped, annotations.left_out], ignore_index=True)
     write_csv(dropped, work_dir / DROPPED_CSV)
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
-    splits = split_faces(faces, data)
+    splits = split_faces(faces, data, pictures)
     write_csv(splits, work_dir / SPLITS_CSV)
     manifest = _Manifest(
         settings=settings,
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
         crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
-        summary=_summary(annotations, photos, faces, splits, dropped, cut.clamped),
+        summary=_summary(annotations, photos, pictures, faces, splits, dropped, cut.clamped),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
     (work_dir / UNFINISHED).unlink()
@@ -220,6 +222,7 @@ def hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> 
 def _summary(
     annotations: Annotations,
     photos: FoundPhotos,
+    pictures: dict[str, str],
     faces: pd.DataFrame,
     splits: pd.DataFrame,
     dropped: pd.DataFrame,
@@ -232,6 +235,8 @@ def _summary(
     mended = Counter(annotations.mended)
     if photos.by_base_name:
         mended["photos found by their base name alone"] = photos.by_base_name
+    if repeated := count_repeated(faces, pictures):
+        mended["photos that are the picture of another"] = repeated
     return Summary(
         photos=len(faces.drop_duplicates(list(PHOTO))),
         faces=len(faces),
@@ -247,7 +252,7 @@ def _summary(
         real_in_json=int((in_json == REAL).sum()),
         fake_in_json=int((in_json == FAKE).sum()),
         mended=dict(sorted(mended.items())),
-        warnings=annotations.warnings,
+        warnings=(*annotations.warnings, *torn_pictures(faces, splits, pictures)),
     )
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
-from deepfake.data.layouts import COLUMNS, PHOTO
+from deepfake.data.groups import groups_of
+from deepfake.data.layouts import COLUMNS
 from deepfake.errors import DataError
 from deepfake.files import write_whole
 
@@ -35,14 +36,17 @@ class Opening:
     sha256: str  # of the list
 
 
-def split_faces(faces: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+def split_faces(
+    faces: pd.DataFrame, data: DataConfig, pictures: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Columns cutted_name and split, sorted by cutted_name.
 
+    pictures: of each file_name, where photos may be one picture; a drawn split takes them whole.
     Raises DataError where a split would stay empty or hold one label only.
     """
     if data.splits == "official":
         return official_splits(faces, data.split_of_source)
-    return assign_splits(faces, data.fractions, data.group_by, data.seed)
+    return assign_splits(faces, data.fractions, data.group_by, data.seed, pictures)
 
 
 def official_splits(faces: pd.DataFrame, split_of_source: Mapping[str, Split]) -> pd.DataFrame:
@@ -66,7 +70,11 @@ def ordered(names: Iterable[Split]) -> tuple[Split, ...]:
 
 
 def assign_splits(
-    faces: pd.DataFrame, fractions: Fractions, group_by: Literal["photo", "face"], seed: int
+    faces: pd.DataFrame,
+    fractions: Fractions,
+    group_by: Literal["photo", "face"],
+    seed: int,
+    pictures: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Columns cutted_name and split, sorted by cutted_name; the same seed gives the same rows.
 
@@ -75,11 +83,7 @@ def assign_splits(
     Raises DataError where a split would stay empty or hold one label only.
     """
     labels = faces["category_id"].to_numpy(np.int64)
-    groups = (
-        faces.groupby(list(PHOTO)).ngroup().to_numpy(np.int64)
-        if group_by == "photo"
-        else np.arange(len(faces), dtype=np.int64)
-    )
+    groups = groups_of(faces, pictures, group_by)
     n_groups = len(np.unique(groups))
     n_val, n_test = (max(1, round(share * n_groups)) for share in (fractions.val, fractions.test))
     sizes = (n_groups - n_val - n_test, n_val, n_test)

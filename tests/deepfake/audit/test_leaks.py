@@ -15,7 +15,7 @@ from PIL import Image
 from deepfake.audit import Audit, audit, leaks as audit_module
 from deepfake.config import SPLITS, DataConfig, Split
 from deepfake.data.layouts import COLUMNS
-from deepfake.data.prepare import NotPrepared, prepare_data
+from deepfake.data.prepare import NotPrepared, load_prepared, prepare_data
 from deepfake.data.splits import read_places, read_split
 from deepfake.errors import DataError
 from deepfake.sample.dataset import draw_sample
@@ -55,6 +55,11 @@ def reencode(photo: Path, to: Path) -> None:
     with Image.open(photo) as original:
         smaller = original.resize((round(original.width * 0.92), round(original.height * 0.92)))
         smaller.save(to, quality=55)
+
+
+def same_pixels(photo: Path, to: Path) -> None:
+    """In a file of other bytes: prepare keeps equal ones in one split."""
+    to.write_bytes(photo.read_bytes() + b"\0")
 
 
 def parted(copies: dict[str, str], splits: dict[str, Split]) -> set[frozenset[str]]:
@@ -137,7 +142,7 @@ def test_labels_are_read_of_train_and_val_alone(
 
 
 @pytest.mark.parametrize(
-    ("copy", "kind"), [(shutil.copyfile, "pixels"), (reencode, "near")], ids=["bits", "reencoded"]
+    ("copy", "kind"), [(same_pixels, "pixels"), (reencode, "near")], ids=["pixels", "reencoded"]
 )
 def test_a_photo_copied_under_another_name_is_found_wherever_it_falls(
     copy: Copy, kind: str, tmp_path: Path
@@ -163,10 +168,15 @@ def test_a_photo_copied_under_another_name_is_found_wherever_it_falls(
 
 
 def test_a_file_that_two_jsons_name_is_one_photo(tmp_path: Path) -> None:
-    twice = draw_set(tmp_path, 20)
-    (tmp_path / "Again.json").write_text(twice.read_text())
-    found = audited(config(tmp_path, "Again.json", "Train_poly.json"))
-    assert found.photos == 20
+    twice, other = draw_set(tmp_path, 20), draw_set(tmp_path, 12, stem="Test", seed=50)
+    again = tmp_path / "Again.json"
+    again.write_text(twice.read_text())
+    of_splits = {"train": (twice,), "val": (again,), "test": (other,)}
+    data = config(tmp_path).model_copy(update={"splits": "official", "annotations": of_splits})
+    found = audited(data)
+    assert found.photos == 32
+    (warning,) = load_prepared(data).summary.warnings
+    assert warning.startswith("pictures in two splits: 20, ")
     assert {leak.kind for leak in found.leaks} == {"pixels"}
     assert {leak.later.source != leak.earlier.source for leak in found.leaks} == {True}
     assert {leak.later.file_name == leak.earlier.file_name for leak in found.leaks} == {True}
@@ -347,7 +357,7 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.mark.slow
 def test_a_leak_is_exit_code_2_and_a_line_naming_both_photos(folder: Folder) -> None:
-    copies = add_copies(folder.path / "photos/Train_poly.json", shutil.copyfile, n=8)
+    copies = add_copies(folder.path / "photos/Train_poly.json", same_pixels, n=8)
     done = folder.call("audit", "--json")
     assert done.returncode == 2
     leaks = json.loads(done.stdout)["leaks"]

@@ -95,6 +95,6 @@ def test_the_format_that_is_the_default_is_no_other_setting(tmp_path):
 def test_one_box_with_two_labels_is_refused_before_anything_is_cut(tmp_path):
     content = draw_case(tmp_path)
     content["annotations"].append({**content["annotations"][5], "id": 99, "category_id": 0})
-    with pytest.raises(DataError, match=r"annotation 5 .*is fake, annotation 99 .*is real"):
+    with pytest.raises(DataError, match=r"annotation 5 .*is fake .*annotation 99 .*is real"):
         prepare(case_config(tmp_path, content))
     assert not (tmp_path / "work").exists()

@@ -303,8 +303,9 @@ def test_a_work_dir_that_cannot_be_made_is_one_line(drawn, tmp_path):
 
 def test_photos_that_are_all_unreadable_are_one_line(tmp_path):
     faces = [face(i, i, i % 2, [i, 0, 20, 20]) for i in range(12)]
-    write_json(tmp_path / "Train_poly.json", ["a.jpg"] * 12, faces)
-    (tmp_path / "a.jpg").write_text("no picture")
+    write_json(tmp_path / "Train_poly.json", [f"{i}.jpg" for i in range(12)], faces)
+    for i in range(12):
+        (tmp_path / f"{i}.jpg").write_text(f"no picture {i}")
     with pytest.raises(DataError, match=r"0 photos with a usable face .*dropped\.csv"):
         prepare_data(config(tmp_path), processes=1)
 
