@@ -7,6 +7,7 @@ crops    each photo decoded once, each face cut to a small JPEG; resumable
 groups   which photos are one picture, whatever they are called
 splits   train / val / test, whole photos together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
+recheck  crops held against their photos; photos that came since
 store    crops -> one array a resolution, shared through the page cache
 feed     normalised batches of a store's faces
 layouts  the faces table, and one module a layout that people have: openforensics

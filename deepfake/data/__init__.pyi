@@ -40,6 +40,7 @@ from .prepare import (
     load_prepared as load_prepared,
     prepare_data as prepare_data,
 )
+from .recheck import photos_that_came as photos_that_came, recheck_crops as recheck_crops
 from .splits import (
     SPLITS_CSV as SPLITS_CSV,
     Opening as Opening,

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +69,7 @@ class Prepared:
     splits_sha256: str  # of splits.csv
     crops_sha256: str  # of every crop's name and sha256
     summary: Summary
+    filled: bool = field(default=False, compare=False)  # by this call
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,20 @@ def prepare_data(
     sides: Sequence[int] = (),
     processes: int | None = None,
     progress: Progress | None = None,
+    *,
+    again: bool = False,
 ) -> Prepared:
     """Make work_dir complete, with a store for each side; what is there already is kept.
 
+    again: even if it is complete, for photos that came since; the splits are drawn anew then.
     Of several processes one does the work and the others wait. Killed and run again it
     continues, and gives the same bytes. Raises DataError for a JSON, photo folder or work_dir
     that is wrong or has no room; nothing is written before all of that has been checked.
     """
     settings = _settings(data)
+    filled = False
     with writing_data(data.work_dir):
-        if not _is_complete(data.work_dir, settings):
+        if not _is_complete(data.work_dir, settings) or again:
             annotations = read_annotations(data.jsons, data.box)
             faces, photos = annotations.faces, find_photos(annotations, data)
             pictures = pictures_of({name: photos.photos[name] for name in faces["file_name"]})
@@ -110,9 +115,11 @@ def prepare_data(
             split_faces(faces, data, pictures)
             data.work_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data.work_dir / ".lock"):
-                if not _is_complete(data.work_dir, settings):  # another process may have done it
+                # another process may have done it
+                if not _is_complete(data.work_dir, settings) or again:
+                    filled = True
                     _fill(data, settings, annotations, photos, pictures, processes, progress)
-    prepared = _load(data.work_dir, settings)
+    prepared = replace(_load(data.work_dir, settings), filled=filled)
     for side in sides:
         ensure_store(data.work_dir, side, prepared.crops_sha256, processes, progress)
     return prepared

@@ -200,8 +200,12 @@ def read_split(work_dir: Path, split: Split, opening: Opening | None = None) -> 
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
+    write_whole(path, csv_bytes(table))
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
     """The same table gives the same bytes on every machine."""
-    write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:

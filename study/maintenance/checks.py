@@ -27,6 +27,7 @@ from deepfake.data import (
     ordered,
     pixels_of,
     read_splits_csv,
+    recheck_crops,
     store_path,
 )
 from deepfake.errors import DataError, one_line
@@ -38,6 +39,7 @@ from study.tracking import sqlite_path
 log = logging.getLogger(__name__)
 
 LEAST_FREE = 1_000_000_000  # bytes: some checkpoints and their spool
+LISTED = 5  # photos that are named one by one
 COMPARED = 64  # rows of a store, spread over it, that are cut anew
 PREPARE = "deepfake-study prepare CONFIG"
 
@@ -184,8 +186,36 @@ def data(config: StudyConfig, progress: Progress | None = None) -> Iterator[Find
         yield Finding("data", "wrong", what, f"put them back, or {WAY_OUT}")
     else:
         yield Finding("data", "ok", f"{len(names)} crops, each as prepared (sha256)")
+    yield from _photos(config, prepared)
     for side in config.sides_px:
         yield _store(prepared, splits, side)
+
+
+def _photos(config: StudyConfig, prepared: Prepared) -> Iterator[Finding]:
+    """Crops against the photos they were cut from, and photos that were missing then."""
+    photos_dir = config.data.photos_dir
+    try:
+        found = recheck_crops(config.data, prepared)
+    except DataError as error:
+        level: Literal["note", "wrong"] = "wrong" if photos_dir.is_dir() else "note"
+        yield Finding("data", level, f"no crop is compared with its photo: {error}")
+        return
+    if found.otherwise:
+        what = f"{prepared.work_dir}: the JSONs are read to other faces or boxes than when it was"
+        yield Finding("data", "wrong", f"{what} prepared, by another version", WAY_OUT)
+    if found.wrong:
+        what = f"{len(found.wrong)} of {found.recut} crops are not what is cut from their photos "
+        yield Finding("data", "wrong", f"{what}now, the first {found.wrong[0]}", WAY_OUT)
+    elif found.recut:
+        said = f"{found.recut} crops, spread over all, are what is cut from their photos now"
+        yield Finding("data", "ok", said)
+    if found.gone:
+        what = f"{len(found.gone)} photos of crops are gone from {photos_dir}, the first "
+        yield Finding("data", "note", what + found.gone[0])
+    if found.came:
+        what = f"{len(found.came)} photos that were absent or unreadable are there now: "
+        more = "" if len(found.came) <= LISTED else " and others"
+        yield Finding("data", "note", what + ", ".join(found.came[:LISTED]) + more, PREPARE)
 
 
 def _store(prepared: Prepared, splits: pd.DataFrame, side: int) -> Finding:

@@ -233,6 +233,51 @@ def test_where_the_crops_are_gone_the_way_out_is_said(
     assert wrong(examine(config), "data") == []
 
 
+def test_crops_that_are_not_their_photos_and_photos_that_came_are_named(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = draw_set(tmp_path / "photos", n_photos=12)
+    config = make_config(
+        f"data.annotations=[{path}]",
+        f"data.photos_dir={path.parent}",
+        f"data.work_dir={tmp_path}/faces",
+        "train.image_size={cnn: 32, mobilenet_v2: 33}",
+    )
+    photos = path.parent / "Images/Train"
+    late = (photos / "Train_poly4.jpg").rename(tmp_path / "late.jpg")
+    prepare_data(config.data, config.sides_px, processes=1)
+    proved = "22 crops, spread over all, are what is cut from their photos now"
+    assert proved in [finding.what for finding in examine(config).findings]
+    late.rename(photos / "Train_poly4.jpg")
+    shutil.copyfile(photos / "Train_poly5.jpg", photos / "Train_poly6.jpg")
+    found = examine(config)
+    (what,) = wrong(found, "data")
+    assert what.startswith("2 of 22 crops are not what is cut from their photos now, the first ")
+    (note,) = [f for f in found.findings if (f.area, f.level) == ("data", "note")]
+    assert note.what.endswith("are there now: Images/Train/Train_poly4.jpg")
+    assert note.remedy == "deepfake-study prepare CONFIG"
+
+
+def test_where_the_photos_went_crops_are_not_compared_with_them(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = draw_set(tmp_path / "photos", n_photos=12)
+    annotations = (tmp_path / "Train_poly.json").resolve()
+    path.rename(annotations)
+    config = make_config(
+        f"data.annotations=[{annotations}]",
+        f"data.photos_dir={path.parent}",
+        f"data.work_dir={tmp_path}/faces",
+        "train.image_size={cnn: 32, mobilenet_v2: 33}",
+    )
+    prepare_data(config.data, config.sides_px, processes=1)
+    shutil.rmtree(path.parent)
+    found = examine(config)
+    assert wrong(found, "data") == []
+    (note,) = [f for f in found.findings if (f.area, f.level) == ("data", "note")]
+    assert note.what.startswith(f"no crop is compared with its photo: {path.parent}: no such")
+
+
 def test_entries_that_wait_in_the_spool_are_counted(slots: Slots) -> None:
     train(Spool.of(slots.config, slots.study_id).run(1, 0), epochs=2)
     (what,) = wrong(examine(slots.config), "mlflow")
