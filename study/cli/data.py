@@ -13,16 +13,19 @@ from study.cli.options import (
     Device,
     Json,
     Set,
+    complete_work_dir,
     load,
     prepare_study,
     show,
     stderr,
     study_words,
     warn,
+    warn_of,
 )
 from study.cli.workers import run_reruns
 
 if TYPE_CHECKING:
+    from deepfake.data import Prepared
     from study.config import StudyConfig
     from study.evaluation import Price
 
@@ -67,7 +70,10 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
 
         # a bad file is said before data is touched
         load_pretrained(loaded.train.weights, loaded.space.variant)
-    prepared = prepare_study(loaded)
+    prepared = complete_work_dir(loaded)
+    if not prepared.filled:
+        prepared = _with_photos_that_came(loaded, prepared)
+    warn_of(prepared.summary)
     document = {
         "work_dir": str(prepared.work_dir),
         "splits_sha256": prepared.splits_sha256,
@@ -75,6 +81,40 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
         **asdict(prepared.summary),
     }
     show(document, summary_table(prepared.summary), as_json)
+
+
+def _with_photos_that_came(config: "StudyConfig", prepared: "Prepared") -> "Prepared":
+    """Prepared again for photos that were missing then, unless a study was begun without them."""
+    from deepfake.data import photos_that_came
+
+    came = photos_that_came(config.data)
+    if not came:
+        return prepared
+    are_there = f"{len(came)} photos are there now that were absent or unreadable: {came[0]}"
+    if len(came) > 1:
+        are_there += " and others"
+    if _is_begun(config):
+        warn(
+            f"{are_there}; study '{config.name}' was begun without their faces: to take them in,"
+            " set data.work_dir to another folder, and name to that of another study"
+        )
+        return prepared
+    stderr().print(f"{are_there}; their faces are cut, and all faces split anew")
+    return complete_work_dir(config, again=True)
+
+
+def _is_begun(config: "StudyConfig") -> bool:
+    """Taken for granted where the database can't be asked."""
+    from study.slots import NoStudy, join
+    from study.storage import NoDatabase, StorageError
+
+    try:
+        join(config)
+    except (NoDatabase, NoStudy):
+        return False
+    except StorageError as error:
+        warn(str(error))
+    return True
 
 
 def audit(
@@ -110,7 +150,6 @@ def audit(
         raise typer.BadParameter("--baseline, --workers and --device go with --leak")
     loaded = load(config, set_, "auditing the data of")
     from deepfake.audit import audit as audit_data
-    from deepfake.data import prepare_data
     from study.cli.live import progress_bars
     from study.cli.tables import audit_table, leak_lines, price_table
 
@@ -119,8 +158,8 @@ def audit(
         from study.evaluation import baseline_of
 
         baseline = baseline_of(loaded, baseline)  # before hours of reading
+    prepare_study(loaded, ())  # without its stores: the audit reads photos
     with progress_bars(stderr()) as advance:
-        prepare_data(data, progress=advance)  # without its stores: the audit reads photos
         found = audit_data(data, progress=advance)
     document = asdict(found)
     if not (leak and as_json):  # one document for both

@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from deepfake.data import Prepared, Summary
     from study.config import StudyConfig
 
 log = logging.getLogger(__name__)
@@ -79,14 +80,35 @@ def load(path: Path, overrides: Sequence[str] | None, doing: str = "") -> "Study
     return config
 
 
-def prepare_study(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> Any:
-    """With the stores of all sides that the study's trials read, or of these."""
+def prepare_study(config: "StudyConfig", sides: tuple[int, ...] | None = None) -> "Prepared":
+    """As complete_work_dir; if anything was cut, what became of the faces is said on stderr."""
+    from study.cli.tables import summary_table
+
+    prepared = complete_work_dir(config, sides)
+    if prepared.filled:
+        stderr().print(summary_table(prepared.summary))
+        warn_of(prepared.summary)
+    return prepared
+
+
+def complete_work_dir(
+    config: "StudyConfig", sides: tuple[int, ...] | None = None, *, again: bool = False
+) -> "Prepared":
+    """With the stores of all sides that the study's trials read, or of these.
+
+    again: as prepare_data.
+    """
     from deepfake.data import prepare_data
     from study.cli.live import progress_bars
 
     with progress_bars(stderr()) as advance:
         sides_px = config.sides_px if sides is None else sides
-        return prepare_data(config.data, sides_px, progress=advance)
+        return prepare_data(config.data, sides_px, progress=advance, again=again)
+
+
+def warn_of(summary: "Summary") -> None:
+    for warning in summary.warnings:
+        warn(pasteable(warning))
 
 
 def study_words(config: Path, set_: Sequence[str] | None) -> tuple[str, ...]:
