@@ -27,6 +27,7 @@ from deepfake.errors import JSONS, JSONS_BY_SPLIT, ConfigError
 from deepfake.variants import VARIANTS
 
 REAL, FAKE = 0, 1  # category_id in OpenForensics 1.0.0; FAKE is the positive class everywhere
+MAX_PHOTO_MEGAPIXELS = 200  # what phones take at most, in round figures
 LABELS = ("real", "fake")  # LABELS[category_id]
 
 
@@ -116,6 +117,10 @@ class DataConfig(Frozen):
     box: BoxFormat | None = Unset  # of the JSONs; xywh, and refused where they tell otherwise
     margin: Annotated[float, Field(ge=0, le=2)] = 0.0  # of the box, added on each side
     min_face_px: PositiveInt = 16  # shorter side of the box
+    # width times height; a larger photo is dropped before it is decoded
+    max_photo_megapixels: Annotated[int, Field(ge=1, le=2000)] = Field(
+        default=MAX_PHOTO_MEGAPIXELS, exclude_if=lambda value: value == MAX_PHOTO_MEGAPIXELS
+    )
     fractions: Fractions = Fractions()
     group_by: Literal["photo", "face"] = "photo"  # face leaks photos into test: to price the leak
     seed: NonNegativeInt = 0  # of the draw

@@ -13,7 +13,19 @@ import torch
 from PIL import Image
 
 from deepfake.config import FAKE, LABELS, REAL
-from deepfake.data import UNREADABLE, cause_of, crop_box, encoded, read_faces, read_photo, resized
+from deepfake.data import (
+    UNREADABLE,
+    Annotated,
+    Picture,
+    annotated_sizes,
+    cause_of,
+    crop_box,
+    encoded,
+    name_pictures,
+    open_photo,
+    read_boxes,
+    resized,
+)
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, ModelInfo
 
@@ -55,10 +67,11 @@ def predict(
     """One of the two for each face, in the pictures' order; of a picture without boxes the whole.
 
     A face goes the way of training: cut, compressed once, resized; a whole JPEG is taken for a
-    crop, compressed already. boxes: an OpenForensics JSON; its labels don't count. Raises
-    DataError for a wrong one.
+    crop, compressed already. boxes: an OpenForensics JSON or a detector's; labels don't count.
+    A whole picture is turned as its orientation tag says, one with boxes if the JSON's width and
+    height are those of the turned one. Raises DataError for a wrong JSON.
     """
-    boxes_of = None if boxes is None else _Boxes(boxes)
+    boxes_of = None if boxes is None else _Boxes(boxes, pictures)
     faces = (face for picture in pictures for face in _faces(picture, boxes_of, model.info))
     while chunk := list(islice(faces, BATCH_FACES)):
         whole = [face for face in chunk if isinstance(face, _Face)]
@@ -84,60 +97,90 @@ def _probabilities(model: ExportedModel, faces: Sequence[_Face]) -> list[float]:
 
 
 def _faces(picture: Path, boxes: "_Boxes | None", info: ModelInfo) -> Iterator[_Face | Refused]:
-    name, prepared = str(picture), info.preparation
+    name = str(picture)
     try:
-        found = [None] if boxes is None else boxes.of(picture)
-        photo = read_photo(picture)
+        listed = _WHOLE if boxes is None else boxes.of(picture)
+        with open_photo(picture, listed.annotated, upright=boxes is None) as photo:
+            faces = [_face(name, box, listed, photo, info) for box in listed.boxes]
     except DataError as error:
         yield Refused(name, str(error))
-        return
     except UNREADABLE as error:
         yield Refused(name, cause_of(error))
-        return
-    for box in found:
-        inner = (0, 0, *photo.size) if box is None else crop_box(box, photo.size, margin=0)
-        if inner is None:
-            yield Refused(name, f"box {list(box or ())} is outside the picture")
-            continue
-        small = min(inner[2] - inner[0], inner[3] - inner[1]) < prepared.min_face_px
-        note = f"under {prepared.min_face_px} px: training saw no face so small" if small else None
-        face = _as_crop(photo, box, prepared.margin)
-        yield _Face(name, box, resized(face, info.side_px), note)
+    else:
+        yield from faces
 
 
-def _as_crop(photo: Image.Image, box: Box | None, margin: float) -> Image.Image:
-    """The face as training reads it from its crop's file."""
+def _face(
+    name: str, box: Box | None, listed: "_Listed", photo: Picture, info: ModelInfo
+) -> _Face | Refused:
+    view, prepared = photo.view, info.preparation
+    bbox = (0, 0, *view.size) if box is None else view.box(box)
+    inner = crop_box(bbox, view.size, margin=0)
+    if inner is None:
+        return Refused(name, f"box {list(box or ())} is outside the picture")
+    notes = [*listed.notes]
+    if view.scale != (1, 1):
+        notes.append("of another size than its boxes, which are scaled")
+    if view.is_unclear and box is not None:
+        notes.append("has an orientation tag: its boxes are taken for those of the stored picture")
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < prepared.min_face_px:
+        notes.append(f"under {prepared.min_face_px} px: training saw no face so small")
+    cut = None if box is None else crop_box(bbox, view.size, prepared.margin)
+    face = _as_crop(photo.pixels, cut)
+    return _Face(name, box, resized(face, info.side_px), "; ".join(notes) or None)
+
+
+def _as_crop(photo: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """The face as training reads it from its crop's file; without a box the whole photo."""
     if box is None and photo.format in ("JPEG", "MPO"):  # prepare's crops themselves are such
         return photo
-    face = photo if box is None else photo.crop(crop_box(box, photo.size, margin))
-    return Image.open(io.BytesIO(encoded(face)))
+    return Image.open(io.BytesIO(encoded(photo if box is None else photo.crop(box))))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is to be judged of a picture."""
+
+    boxes: tuple[Box | None, ...]  # None: the whole picture
+    annotated: Annotated | None  # the size that its boxes are of
+    notes: tuple[str, ...] = ()
+
+
+_WHOLE = _Listed((None,), None)
 
 
 class _Boxes:
     """The boxes of an OpenForensics JSON, by picture."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pictures: Sequence[Path]) -> None:
         """Raises DataError if it is no such JSON."""
         self.path = path
+        annotations = read_boxes(path)
         self._boxes: dict[str, list[Box]] = defaultdict(list)
-        faces = read_faces([path])
-        for file_name, bbox in zip(faces["file_name"], faces["bbox"], strict=True):
+        self._sizes: dict[str, Annotated | None] = {}
+        faces = annotations.faces
+        columns = (faces["file_name"], faces["bbox"], annotated_sizes(faces))
+        for file_name, bbox, size in zip(*columns, strict=True):
             x, y, w, h = json.loads(bbox)
             self._boxes[file_name].append((x, y, w, h))
-        self._by_base_name: dict[str, list[str]] = defaultdict(list)
-        for file_name in sorted(self._boxes, key=len):
-            self._by_base_name[Path(file_name).name].append(file_name)
+            self._sizes[file_name] = size
+        self._names_of = name_pictures(pictures, annotations.file_names)
 
-    def of(self, picture: Path) -> list[Box]:
-        """Of the longest file_name that the path ends in, or of the only one of its base name."""
-        parts = picture.absolute().parts
-        named = self._by_base_name.get(picture.name, [])
-        ends = [name for name in named if parts[-len(Path(name).parts) :] == Path(name).parts]
-        match ends[-1:] or named:
-            case []:
+    def of(self, picture: Path) -> _Listed:
+        """Raises DataError if there are none, or those of several pictures."""
+        named = self._names_of[picture]
+        match named.file_names:
+            case [name] if name in self._boxes and not named.is_contested:
+                note = f"its boxes are those of {name}, by the base name alone"
+                boxes, size = tuple(self._boxes[name]), self._sizes[name]
+                return _Listed(boxes, size, (note,) if named.by_base_name else ())
+            case [] | [_] if not named.is_contested:
                 raise DataError(f"{self.path} lists no face in this picture")
             case [name]:
-                return self._boxes[name]
+                raise DataError(
+                    f"{self.path} lists {name}, which several of the pictures could be; give a"
+                    " path that ends in it"
+                )
             case several:
                 raise DataError(
                     f"{self.path} lists several pictures of this name; give a path that ends in "

@@ -17,6 +17,8 @@ from deepfake.audit.shortcuts import TRAITS, Described, Verdict, probe
 from deepfake.config import SEEN, DataConfig, Split
 from deepfake.data import (
     PHOTO,
+    SIZE,
+    Annotations,
     find_photos,
     load_prepared,
     ordered,
@@ -86,9 +88,12 @@ def audit(
     """
     prepared = load_prepared(data)
     places = read_places(prepared.work_dir)
-    photos, not_found = _match(places, data)
+    annotations = read_annotations(data.jsons, data.box)
+    photos, not_found = _match(places, annotations, data)
+    sizes = annotations.faces[["cutted_name", *SIZE]]
+    places = places.merge(sizes, "left", "cutted_name", validate="one_to_one")
     places = places[places["split"] != ""].reset_index(drop=True)
-    traces = read_traces(places, photos, data.margin, processes, progress)
+    traces = read_traces(places, photos, data, processes, progress)
     return Audit(
         photos=len(set(photos.values())),
         photos_not_found=not_found,
@@ -98,9 +103,10 @@ def audit(
     )
 
 
-def _match(places: pd.DataFrame, data: DataConfig) -> tuple[dict[str, Path], int]:
+def _match(
+    places: pd.DataFrame, annotations: Annotations, data: DataConfig
+) -> tuple[dict[str, Path], int]:
     """The photo of each file_name with a crop, and how many of the others have none."""
-    annotations = read_annotations(data.jsons, data.box)
     photos_dir, found = data.photos_dir, find_photos(annotations, data).photos
     for source, names in places.groupby("source")["file_name"]:
         if not any(isinstance(found[name], Path) for name in names):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,16 @@ from PIL import Image
 
 from deepfake.audit.perceptual_hash import perceptual_hash
 from deepfake.audit.shortcuts import TRAITS, Face, Photo
-from deepfake.config import SEEN
-from deepfake.data import UNREADABLE, cause_of, crop_box, read_photo
+from deepfake.config import SEEN, DataConfig
+from deepfake.data import (
+    UNREADABLE,
+    Annotated,
+    View,
+    annotated_sizes,
+    cause_of,
+    crop_box,
+    open_photo,
+)
 from deepfake.errors import DataError
 from deepfake.parallel import Progress, in_parallel
 
@@ -39,6 +46,7 @@ class _Task:
     """A photo and its faces."""
 
     path: Path
+    annotated: Annotated | None  # its size, where the JSON says one
     rows: tuple[int, ...]
     bboxes: tuple[tuple[float, float, float, float], ...]
     described: tuple[bool, ...]  # not the faces of a test set
@@ -56,17 +64,18 @@ class _Read:
 def read_traces(
     places: pd.DataFrame,
     photos: dict[str, Path],
-    margin: float,
+    data: DataConfig,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> Traces:
-    """Read each photo once. places: faces with a crop; photos: of each of their file_names.
+    """Read each photo once.
 
-    Raises DataError for a photo that can no longer be read.
+    places: faces with a crop, with SIZE; photos: of each of their file_names. Raises
+    DataError for a photo that can no longer be read.
     """
     tasks = _plan(places, photos)
     chunks = [tasks[i : i + _PHOTOS_A_CHUNK] for i in range(0, len(tasks), _PHOTOS_A_CHUNK)]
-    read = partial(_read_photos, margin=margin)
+    read = partial(_read_photos, data=data)
     found: list[_Read] = []
     with contextlib.closing(in_parallel(read, chunks, processes)) as results:
         for of_chunk in results:
@@ -77,36 +86,42 @@ def read_traces(
 
 
 def _plan(places: pd.DataFrame, photos: dict[str, Path]) -> list[_Task]:
-    by_path: dict[Path, list[tuple[int, str, str]]] = {}
-    columns = (places["file_name"], places["bbox"], places["split"])
-    for row, (file_name, bbox, split) in enumerate(zip(*columns, strict=True)):
-        by_path.setdefault(photos[file_name], []).append((row, bbox, split))
+    by_file: dict[tuple[Path, Annotated | None], list[tuple[int, str, str]]] = {}
+    columns = (places["file_name"], annotated_sizes(places), places["bbox"], places["split"])
+    for row, (file_name, size, bbox, split) in enumerate(zip(*columns, strict=True)):
+        by_file.setdefault((photos[file_name], size), []).append((row, bbox, split))
     return [
         _Task(
-            path,
+            *file,
             tuple(row for row, _, _ in faces),
             tuple(tuple(json.loads(bbox)) for _, bbox, _ in faces),
             tuple(split in SEEN for _, _, split in faces),
         )
-        for path, faces in by_path.items()
+        for file, faces in by_file.items()
     ]
 
 
-def _read_photos(tasks: Iterable[_Task], margin: float) -> list[_Read]:
-    return [_read_one(task, margin) for task in tasks]
+def _read_photos(tasks: Iterable[_Task], data: DataConfig) -> list[_Read]:
+    return [_read_one(task, data) for task in tasks]
 
 
-def _read_one(task: _Task, margin: float) -> _Read:
-    try:
-        content = task.path.read_bytes()
-        pixels = read_photo(io.BytesIO(content))
-    except UNREADABLE as error:
-        raise DataError(
-            f"{task.path}: its faces were cut, and now it cannot be read: {cause_of(error)}; put"
-            " it back: the audit reads every photo"
-        ) from None
-    photo = Photo.of(content, pixels)
-    faces = [_face(photo, bbox, margin, task.path) for bbox in task.bboxes]
+def _read_one(task: _Task, data: DataConfig) -> _Read:
+    with contextlib.ExitStack() as stack:
+        try:
+            n_bytes = task.path.stat().st_size
+            opened = open_photo(task.path, task.annotated, data.max_photo_megapixels)
+            picture = stack.enter_context(opened)
+        except UNREADABLE as error:
+            raise DataError(
+                f"{task.path}: its faces were cut, and now it cannot be read: {cause_of(error)};"
+                " put it back: the audit reads every photo"
+            ) from None
+        return _describe_photo(task, Photo.of(picture, n_bytes), picture.view, data.margin)
+
+
+def _describe_photo(task: _Task, photo: Photo, view: View, margin: float) -> _Read:
+    pixels = photo.pixels
+    faces = [_face(photo, view.box(bbox), margin, task.path) for bbox in task.bboxes]
     described = zip(faces, task.described, strict=True)
     return _Read(
         rows=task.rows,

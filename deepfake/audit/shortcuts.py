@@ -1,6 +1,5 @@
 """What tells the label without the face: traits of crop and photo, and a probe of each."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
-from PIL.JpegImagePlugin import JpegImageFile
 
-from deepfake.data import PHOTO_FORMATS
+from deepfake.data import Picture
 
 if TYPE_CHECKING:  # a process that only reads photos needs none of it: see probe
     from sklearn.pipeline import Pipeline
@@ -29,14 +27,12 @@ class Photo:
     tables: _Floats  # (128,) luminance, chrominance; zeros where it is no JPEG
 
     @classmethod
-    def of(cls, content: bytes, pixels: Image.Image) -> "Photo":
-        """content: of the file that pixels were decoded from."""
+    def of(cls, picture: Picture, n_bytes: int) -> "Photo":
+        """n_bytes: of the picture's file."""
         tables = np.zeros((2, _TABLE), np.float32)
-        with Image.open(io.BytesIO(content), formats=PHOTO_FORMATS) as header:
-            if isinstance(header, JpegImageFile):
-                for number in header.quantization.keys() & {0, 1}:
-                    tables[number] = header.quantization[number]
-        return cls(pixels, len(content), tables.ravel())
+        for number in picture.quantization.keys() & {0, 1}:
+            tables[number] = picture.quantization[number]
+        return cls(picture.pixels, n_bytes, tables.ravel())
 
 
 @dataclass(frozen=True, eq=False)

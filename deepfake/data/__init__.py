@@ -1,7 +1,7 @@
 """Photos and annotations -> the faces table -> crops, splits, stores.
 
 arrays   rows of an array on disk
-photos   a photo as it was annotated: found by its name, read as 8-bit RGB
+photos   a photo as it was annotated: its file found by name, its pixels read
 check    whether boxes are what they are said to be, over the whole file
 crops    each photo decoded once, each face cut to a small JPEG; resumable
 groups   which photos are one picture, whatever they are called

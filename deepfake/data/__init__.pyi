@@ -15,19 +15,26 @@ from .feed import (
     epoch_order as epoch_order,
     normalise as normalise,
 )
-from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO
+from .layouts import COLUMNS as COLUMNS, PHOTO as PHOTO, SIZE as SIZE, Annotations as Annotations
 from .layouts.openforensics import (
     read_annotations as read_annotations,
+    read_boxes as read_boxes,
     read_faces as read_faces,
     write_faces as write_faces,
     write_json as write_json,
 )
-from .photos import (
-    PHOTO_FORMATS as PHOTO_FORMATS,
-    UNREADABLE as UNREADABLE,
-    cause_of as cause_of,
+from .photos.names import (
     find_photos as find_photos,
-    read_photo as read_photo,
+    name_pictures as name_pictures,
+)
+from .photos.reading import (
+    UNREADABLE as UNREADABLE,
+    Annotated as Annotated,
+    Picture as Picture,
+    View as View,
+    annotated_sizes as annotated_sizes,
+    cause_of as cause_of,
+    open_photo as open_photo,
 )
 from .prepare import (
     CROPS as CROPS,

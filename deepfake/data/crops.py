@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,16 @@ from PIL import Image
 
 from deepfake.config import DataConfig
 from deepfake.data.layouts import DROPPED_COLUMNS
-from deepfake.data.photos import UNREADABLE, cause_of, read_photo
+from deepfake.data.photos.reading import (
+    UNREADABLE,
+    Annotated,
+    UnfitPhoto,
+    View,
+    annotated_sizes,
+    cause_of,
+    open_photo,
+    view_photo,
+)
 from deepfake.errors import DataError, writing_data
 from deepfake.files import write_whole
 from deepfake.parallel import Progress, in_parallel
@@ -32,6 +41,7 @@ class CutResult:
 
     dropped: pd.DataFrame  # DROPPED_COLUMNS, in the faces' order
     clamped: int  # crops whose box, margin included, reached out of the photo
+    mended: dict[str, int]  # photos that were not as their boxes see them: how many
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class _Face:
 @dataclass(frozen=True)
 class _Photo:
     path: Path
+    annotated: Annotated | None  # its size, where the JSON says one
     faces: tuple[_Face, ...]
 
 
@@ -53,6 +64,12 @@ class _Outcome:
     row: int
     reason: str | None  # why there is no crop
     clamped: bool = False
+
+
+@dataclass(frozen=True)
+class _CutPhoto:
+    outcomes: list[_Outcome]
+    view: View | None = None  # none of a photo that can't be taken
 
 
 def crop_box(
@@ -93,13 +110,16 @@ def cut_faces(
     crop can't be written.
     """
     crops_dir.mkdir(parents=True, exist_ok=True)
+    mended: Counter[str] = Counter()
     todo, outcomes = _plan(faces, photos, _existing(crops_dir))
     chunks = [todo[i : i + _PHOTOS_A_CHUNK] for i in range(0, len(todo), _PHOTOS_A_CHUNK)]
     cut = partial(_cut_photos, crops_dir=crops_dir, data=data)
     done = 0
     with contextlib.closing(in_parallel(cut, chunks, processes)) as results:
         for of_chunk, chunk in zip(results, chunks, strict=True):
-            outcomes += of_chunk
+            for photo in of_chunk:
+                outcomes += photo.outcomes
+                mended.update(photo.view.departures() if photo.view else ())
             done += len(chunk)
             if progress:
                 progress("crops", done, len(todo))
@@ -109,6 +129,7 @@ def cut_faces(
     return CutResult(
         dropped=dropped[list(DROPPED_COLUMNS)].reset_index(drop=True),
         clamped=sum(outcome.clamped for outcome in outcomes),
+        mended=dict(mended),
     )
 
 
@@ -127,44 +148,56 @@ def _plan(
     faces: pd.DataFrame, photos: Mapping[str, Path | str], existing: set[str]
 ) -> tuple[list[_Photo], list[_Outcome]]:
     """The photos to open, each once with all its faces, and the faces without a photo."""
-    by_path: dict[Path, list[_Face]] = {}
+    by_file: dict[tuple[Path, Annotated | None], list[_Face]] = {}
     lost = []
-    columns = (faces["file_name"], faces["bbox"], faces["cutted_name"])
-    for row, (file_name, bbox, cutted_name) in enumerate(zip(*columns, strict=True)):
+    columns = (faces["file_name"], faces["bbox"], faces["cutted_name"], annotated_sizes(faces))
+    for row, (file_name, bbox, cutted_name, size) in enumerate(zip(*columns, strict=True)):
         photo = photos[file_name]
         if isinstance(photo, str):
             lost.append(_Outcome(row, f"photo {photo}"))
             continue
         face = _Face(row, tuple(json.loads(bbox)), cutted_name, cutted_name in existing)
-        by_path.setdefault(photo, []).append(face)
-    return [_Photo(path, tuple(of_photo)) for path, of_photo in by_path.items()], lost
+        by_file.setdefault((photo, size), []).append(face)
+    return [_Photo(*file, tuple(of_photo)) for file, of_photo in by_file.items()], lost
 
 
-def _cut_photos(photos: Iterable[_Photo], crops_dir: Path, data: DataConfig) -> list[_Outcome]:
-    each = (_cut_photo(photo, crops_dir, data) for photo in photos)
-    return list(itertools.chain.from_iterable(each))
+def _cut_photos(photos: Iterable[_Photo], crops_dir: Path, data: DataConfig) -> list[_CutPhoto]:
+    return [_cut_photo(photo, crops_dir, data) for photo in photos]
 
 
-def _cut_photo(photo: _Photo, crops_dir: Path, data: DataConfig) -> Iterator[_Outcome]:
-    try:
-        # of a photo cut before only the header is read: its size decides what was dropped
-        pixels = read_photo(photo.path, decode=not all(face.is_cut for face in photo.faces))
-    except UNREADABLE as error:
-        for face in photo.faces:
-            yield _Outcome(face.row, f"photo unreadable: {cause_of(error)}")
-        return
-    for face in photo.faces:
-        inner = crop_box(face.bbox, pixels.size, margin=0)
-        if inner is None:
-            yield _Outcome(face.row, "box outside the photo")
-            continue
-        if min(inner[2] - inner[0], inner[3] - inner[1]) < data.min_face_px:
-            yield _Outcome(face.row, "box under min_face_px")
-            continue
-        if not face.is_cut:
-            box = crop_box(face.bbox, pixels.size, data.margin)
-            _save(pixels.crop(box), crops_dir / face.cutted_name)
-        yield _Outcome(face.row, None, _reaches_out(face.bbox, pixels.size, data.margin))
+def _cut_photo(photo: _Photo, crops_dir: Path, data: DataConfig) -> _CutPhoto:
+    with contextlib.ExitStack() as stack:
+        try:
+            if all(face.is_cut for face in photo.faces):  # its size decides what was dropped
+                pixels = None
+                view = view_photo(photo.path, photo.annotated, data.max_photo_megapixels)
+            else:
+                opened = open_photo(photo.path, photo.annotated, data.max_photo_megapixels)
+                picture = stack.enter_context(opened)
+                pixels, view = picture.pixels, picture.view
+        except UNREADABLE as error:
+            what = "photo" if isinstance(error, UnfitPhoto) else "photo unreadable:"
+            reason = f"{what} {cause_of(error)}"
+            return _CutPhoto([_Outcome(face.row, reason) for face in photo.faces])
+        outcomes = [_cut_face(face, pixels, view, crops_dir, data) for face in photo.faces]
+    return _CutPhoto(outcomes, view)
+
+
+def _cut_face(
+    face: _Face, pixels: Image.Image | None, view: View, crops_dir: Path, data: DataConfig
+) -> _Outcome:
+    """pixels: None where the face is cut already."""
+    bbox = view.box(face.bbox)
+    inner = crop_box(bbox, view.size, margin=0)
+    if inner is None:
+        return _Outcome(face.row, "box outside the photo")
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < data.min_face_px:
+        return _Outcome(face.row, "box under min_face_px")
+    if not face.is_cut:
+        assert pixels is not None
+        box = crop_box(bbox, view.size, data.margin)
+        _save(pixels.crop(box), crops_dir / face.cutted_name)
+    return _Outcome(face.row, None, _reaches_out(bbox, view.size, data.margin))
 
 
 def _reaches_out(bbox: Sequence[float], size: tuple[int, int], margin: float) -> bool:

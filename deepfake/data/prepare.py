@@ -11,13 +11,13 @@ import pandas as pd
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from deepfake.config import FAKE, LABELS, REAL, DataConfig
+from deepfake.config import FAKE, LABELS, MAX_PHOTO_MEGAPIXELS, REAL, DataConfig
 from deepfake.data.check import check_labels
-from deepfake.data.crops import cut_faces
+from deepfake.data.crops import CutResult, cut_faces
 from deepfake.data.groups import count_repeated, pictures_of, torn_pictures
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
-from deepfake.data.photos import FoundPhotos, find_photos
+from deepfake.data.photos.names import FoundPhotos, find_photos
 from deepfake.data.splits import (
     FACES_CSV,
     SPLITS_CSV,
@@ -200,6 +200,9 @@ def _fill(
     (work_dir / MANIFEST).unlink(missing_ok=True)  # what it says may no longer hold
     write_csv(faces[list(COLUMNS)], work_dir / FACES_CSV)
     cut = cut_faces(faces, photos.photos, data, work_dir / CROPS, processes, progress)
+    if len(cut.dropped) == len(faces):
+        _undo(work_dir)
+        raise DataError(_nothing_cut(data, cut.dropped))
     dropped = pd.concat([cut.dropped, annotations.left_out], ignore_index=True)
     write_csv(dropped, work_dir / DROPPED_CSV)
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
@@ -210,10 +213,36 @@ def _fill(
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
         crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
-        summary=_summary(annotations, photos, pictures, faces, splits, dropped, cut.clamped),
+        summary=_summary(annotations, photos, pictures, faces, splits, dropped, cut),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
     (work_dir / UNFINISHED).unlink()
+
+
+def _undo(work_dir: Path) -> None:
+    """Take back what _fill wrote before a first crop; a work_dir that was whole once is kept."""
+    if not (work_dir / SPLITS_CSV).exists():
+        (work_dir / CROPS).rmdir()
+        (work_dir / FACES_CSV).unlink()
+        (work_dir / UNFINISHED).unlink()
+
+
+def _nothing_cut(data: DataConfig, dropped: pd.DataFrame) -> str:
+    reasons = dropped["reason"].str.partition(":")
+    kind, count = Counter(reasons[0]).most_common(1)[0]
+    first = dropped[reasons[0] == kind].iloc[0]
+    detail = reasons.loc[first.name, 2].strip()
+    example = f"{first['file_name']}: {detail}" if detail else first["file_name"]
+    small = kind == "box under min_face_px"
+    way_out = (
+        f"lower data.min_face_px, {data.min_face_px}"
+        if small
+        else "set data.photos_dir to the photos that were annotated"
+    )
+    return (
+        f"{data.photos_dir}: none of {len(dropped)} faces can be cut, {count} of them for this:"
+        f" {kind} ({example}); {way_out}"
+    )
 
 
 def hash_crops(crops_dir: Path, names: list[str], progress: Progress | None) -> str:
@@ -233,13 +262,13 @@ def _summary(
     faces: pd.DataFrame,
     splits: pd.DataFrame,
     dropped: pd.DataFrame,
-    clamped: int,
+    cut: CutResult,
 ) -> Summary:
     labels = faces.merge(splits, on="cutted_name").groupby(["split", "category_id"]).size()
     in_json = annotations.faces["category_id"]
     # without the detail of each photo: "photo ambiguous: a.jpg, b.jpg"
     reasons = Counter(reason.partition(":")[0] for reason in dropped["reason"])
-    mended = Counter(annotations.mended)
+    mended = Counter(annotations.mended) + Counter(cut.mended)
     if photos.by_base_name:
         mended["photos found by their base name alone"] = photos.by_base_name
     if repeated := count_repeated(faces, pictures):
@@ -254,7 +283,7 @@ def _summary(
             for split in ordered(splits["split"])
         },
         dropped=dict(sorted(reasons.items())),
-        clamped=clamped,
+        clamped=cut.clamped,
         photos_in_json=len(annotations.file_names),
         real_in_json=int((in_json == REAL).sum()),
         fake_in_json=int((in_json == FAKE).sum()),
@@ -266,6 +295,8 @@ def _summary(
 def _settings(data: DataConfig) -> dict[str, Setting]:
     """All that decides the bytes of work_dir; paths don't."""
     settings: dict[str, Setting] = {"margin": data.margin, "min_face_px": data.min_face_px}
+    if data.max_photo_megapixels != MAX_PHOTO_MEGAPIXELS:
+        settings["max_photo_megapixels"] = data.max_photo_megapixels
     check_sources(data.jsons)
     if data.box not in (None, "xywh"):
         settings |= {"box": str(data.box)}

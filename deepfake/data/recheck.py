@@ -13,7 +13,7 @@ from deepfake.config import DataConfig
 from deepfake.data.crops import cut_faces
 from deepfake.data.layouts import COLUMNS, DROPPED_COLUMNS
 from deepfake.data.layouts.openforensics import read_annotations
-from deepfake.data.photos import find_photos
+from deepfake.data.photos.names import find_photos
 from deepfake.data.prepare import CROPS, DROPPED_CSV, Prepared
 from deepfake.data.splits import FACES_CSV, csv_bytes, read_splits_csv
 

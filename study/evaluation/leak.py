@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from deepfake.config import SEEN, DataConfig
-from deepfake.data import Prepared, read_split, write_faces
+from deepfake.data import SIZE, Prepared, read_faces, read_split, write_faces
 from deepfake.errors import UserError, writing_data
 from deepfake.metrics import draw_photos
 from study.config import ARMS, Arm, StudyConfig, leak_dir, leak_of
@@ -88,6 +88,8 @@ def write_seen(data: DataConfig) -> None:
     its own. Raises DataError if they can't be written.
     """
     seen = pd.concat([read_split(data.work_dir, split) for split in SEEN], ignore_index=True)
+    sizes = read_faces(data.jsons, data.box)[["cutted_name", *SIZE]]
+    seen = seen.merge(sizes, "left", "cutted_name", validate="one_to_one")
     with writing_data(leak_dir(data)):
         write_faces(seen, leak_dir(data))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deepfake.config import DataConfig
 from deepfake.data.feed import Faces
@@ -130,7 +130,11 @@ def test_a_picture_that_can_not_be_read_is_named_and_the_others_are_judged(
     reasons = [one.reason if isinstance(one, Refused) else "" for one in found]
     assert reasons[0] == "No such file or directory"
     assert "truncated" in reasons[2]
-    assert reasons[3:6] == ["not an image", "over 89478485 pixels", "Is a directory"]
+    assert reasons[3:6] == [
+        "not a picture that Pillow can read",
+        "over 200 megapixels: data.max_photo_megapixels is the limit",
+        "Is a directory",
+    ]
     assert isinstance(found[1], Prediction)
     assert found[6] == found[1]
 
@@ -218,10 +222,102 @@ def test_boxes_that_are_no_openforensics_json_are_one_line(
 ) -> None:
     draw_photo(tmp_path / "a.jpg")
     (tmp_path / "boxes.json").write_text("{}")
-    with pytest.raises(DataError, match=r"boxes.json: missing key 'categories'"):
+    with pytest.raises(DataError, match=r"boxes.json: missing key 'images'"):
         list(predict(model, [tmp_path / "a.jpg"], tmp_path / "boxes.json"))
     with pytest.raises(DataError, match=r"absent.json: No such file .*--boxes"):
         list(predict(model, [tmp_path / "a.jpg"], tmp_path / "absent.json"))
+
+
+def test_a_whole_picture_is_turned_as_its_orientation_tag_says(
+    model: ExportedModel, tmp_path: Path
+) -> None:
+    drawn = draw_photo(tmp_path / "upright.png")
+    stored = drawn.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / "stored.png", exif=tagged(6))
+    upright, turned = judged(model, tmp_path / "upright.png", tmp_path / "stored.png")
+    assert turned.probability == upright.probability
+
+
+def tagged(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def test_boxes_count_where_they_were_annotated_turned_or_at_another_size(
+    model: ExportedModel, tmp_path: Path
+) -> None:
+    drawn = draw_photo(tmp_path / "plain.png")
+    drawn.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=tagged(6))
+    drawn.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "unclear.png", exif=tagged(3))
+    names = ["plain.png", "turned.png", "large.png", "unclear.png"]
+    large = [20, 12, 60, 80]
+    boxes = [face(i, i, 0, large if i == 2 else [10, 6, 30, 40]) for i in range(4)]
+    path = write_json(tmp_path / "boxes.json", names, boxes)
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        times = 2 if image["id"] == 2 else 1
+        image |= {"width": times * drawn.width, "height": times * drawn.height}
+    path.write_text(json.dumps(content))
+    drawn.save(tmp_path / "large.png")
+    found = judged(model, *(tmp_path / name for name in names), boxes=path)
+    assert len({one.probability for one in found[:3]}) == 1
+    assert [one.box for one in found[:3]] == [(10, 6, 30, 40)] * 2 + [(20, 12, 60, 80)]
+    assert [one.note for one in found] == [
+        None,
+        None,
+        "of another size than its boxes, which are scaled",
+        "has an orientation tag: its boxes are taken for those of the stored picture",
+    ]
+    drawn.crop((0, 0, 80, 64)).save(tmp_path / "plain.png")
+    reason = refused(model, tmp_path / "plain.png", path)
+    assert reason == "size differs: 80 x 64 px, annotated as 96 x 64"
+
+
+def test_a_detectors_boxes_are_taken_whatever_it_calls_them(
+    model: ExportedModel, tmp_path: Path
+) -> None:
+    draw_photo(tmp_path / "a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 30, 30], "category_id": 7}],
+        "categories": [{"id": 7, "name": "face"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    (named,) = judged(model, tmp_path / "a.jpg", boxes=tmp_path / "boxes.json")
+    assert named.box == (0, 0, 30, 30)
+    del content["categories"], content["annotations"][0]["category_id"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    assert judged(model, tmp_path / "a.jpg", boxes=tmp_path / "boxes.json") == [named]
+
+
+def test_a_picture_gets_the_boxes_of_its_base_name_only_if_no_other_has_them(
+    model: ExportedModel, tmp_path: Path
+) -> None:
+    for name in ("real/0.jpg", "fake/0.jpg", "old/0.jpg"):
+        draw_photo(tmp_path / name)
+    boxes = write_json(tmp_path / "boxes.json", ["fake/0.jpg"], [face(0, 0, 1, [0, 0, 30, 30])])
+    fake, real = predict(model, [tmp_path / "fake/0.jpg", tmp_path / "real/0.jpg"], boxes)
+    assert isinstance(fake, Prediction)
+    assert real == Refused(str(tmp_path / "real/0.jpg"), f"{boxes} lists no face in this picture")
+    for one in predict(model, [tmp_path / "real/0.jpg", tmp_path / "old/0.jpg"], boxes):
+        assert isinstance(one, Refused)
+        assert one.reason == (
+            f"{boxes} lists fake/0.jpg, which several of the pictures could be; give a path that"
+            " ends in it"
+        )
+    (alone,) = judged(model, tmp_path / "old/0.jpg", boxes=boxes)
+    assert alone.note == "its boxes are those of fake/0.jpg, by the base name alone"
+
+
+@pytest.mark.parametrize("name", ["Images\\Train\\e\u0301.jpg", "Images/Train/\u00e9.JPG"])
+def test_boxes_are_found_by_names_as_other_systems_write_them(
+    model: ExportedModel, tmp_path: Path, name: str
+) -> None:
+    draw_photo(tmp_path / "Train/\u00e9.jpg")
+    boxes = write_json(tmp_path / "boxes.json", [name], [face(0, 0, 0, [0, 0, 30, 30])])
+    (found,) = judged(model, tmp_path / "Train/\u00e9.jpg", boxes=boxes)
+    assert found.note is None
 
 
 # the command

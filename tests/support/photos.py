@@ -61,8 +61,8 @@ def draw_set(
     return write_json(folder / f"{stem}.json", names, faces)
 
 
-def huge_png(path: Path, width: int = 20_000, height: int = 10_000) -> Path:
-    """200 megapixels of black in some kilobytes."""
+def huge_png(path: Path, width: int = 21_000, height: int = 10_000) -> Path:
+    """210 megapixels of black in some kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

@@ -59,6 +59,11 @@ def read_annotations(annotations: Sequence[Path], box: BoxFormat | None = None) 
     return Annotations(faces, file_names, left_out, mended, warnings)
 
 
+def read_boxes(path: Path) -> Annotations:
+    """As read_annotations, of boxes that nobody has labelled: category_id is meaningless."""
+    return _read_json(path, None, labelled=False)
+
+
 def check_sources(annotations: Sequence[Path]) -> None:
     """Raise DataError for two JSONs whose faces could not be told apart by name."""
     by_prefix: dict[str, Path] = {}
@@ -77,7 +82,7 @@ def write_faces(faces: pd.DataFrame, folder: Path) -> None:
     by_source = {str(source): of_source for source, of_source in faces.groupby("source")}
     for source, of_source in by_source.items():
         photos = of_source.drop_duplicates(list(PHOTO)).sort_values("image_id")
-        images = photos[["image_id", "file_name"]].set_axis(["id", "file_name"], axis=1)
+        images = photos[["image_id", "file_name", *SIZE]].rename(columns={"image_id": "id"})
         annotations = of_source[["id_x", "image_id", "category_id"]].rename(columns={"id_x": "id"})
         annotations["bbox"] = of_source["bbox"].map(json.loads)
         write_json(folder / f"{source}.json", _records(images), _records(annotations))
@@ -87,7 +92,11 @@ def write_faces(faces: pd.DataFrame, folder: Path) -> None:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    """Without the sizes that nobody knows."""
+    return [
+        {str(name): value for name, value in row.items() if not pd.isna(value)}
+        for row in table.to_dict("records")
+    ]
 
 
 def write_json(
@@ -99,12 +108,14 @@ def write_json(
     write_whole(path, json.dumps(document).encode())
 
 
-def _read_json(path: Path, box: BoxFormat | None) -> Annotations:
+def _read_json(path: Path, box: BoxFormat | None, labelled: bool = True) -> Annotations:
     content = _parse(path)
     _check_source(path)
-    name_of = _category_names(path, _columns(path, content, "categories", ("id", "name")))
+    name_of = {}
+    if labelled:
+        name_of = _category_names(path, _columns(path, content, "categories", ("id", "name")))
     images = _columns(path, content, "images", ("id", "file_name"), SIZE)
-    keys = ("id", "image_id", "category_id", "bbox")
+    keys = ("id", "image_id", *(("category_id",) if labelled else ()), "bbox")
     every = _columns(path, content, "annotations", keys, (*CROWD, "area", "segmentation"))
     mended = Counter[str]()
     images["id"] = _ids(path, "image", "id", images["id"], images["id"], mended)
@@ -120,7 +131,7 @@ def _read_json(path: Path, box: BoxFormat | None) -> Annotations:
         path, every, "image_id", set(images["id"]).__contains__, "has no entry in 'images'"
     )
     _check_faces(path, faces, "bbox", _is_box, "is not four finite numbers")
-    labels = _labels(path, name_of, faces, mended)
+    labels = _labels(path, name_of, faces, mended) if labelled else [REAL] * len(faces["id"])
     _check_file_names(path, images, every)
 
     table = _table(path, images, faces)

@@ -295,7 +295,7 @@ def test_a_photo_that_is_gone_or_damaged_since_is_named(tmp_path: Path) -> None:
     prepare_data(data, processes=1)
     photo = tmp_path / "Images/Train/Train_poly3.jpg"
     photo.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"Train_poly3\.jpg: .*not an image; put it back"):
+    with pytest.raises(DataError, match=r"Train_poly3\.jpg: .*not a picture .*; put it back"):
         audit(data, processes=1)
     draw_photo(photo, size=(40, 10))
     with pytest.raises(DataError, match=r"Train_poly3\.jpg: box .* another photo now"):

@@ -20,6 +20,7 @@ from deepfake.audit.shortcuts import (
     surroundings,
 )
 from deepfake.data.crops import crop_box
+from deepfake.data.photos.reading import open_photo
 from tests.support.photos import draw_photo
 
 BBOX = (20.0, 10.0, 40.0, 30.0)
@@ -57,15 +58,17 @@ def test_a_large_flat_crop_deviates_by_nothing() -> None:
     assert colours(white) == [1, 1, 1, 0, 0, 0]
 
 
-def encoded(kind: str, **how: int) -> tuple[bytes, Image.Image]:
+def encoded(kind: str, **how: int) -> tuple[bytes, Photo]:
     file = io.BytesIO()
     Image.effect_noise((96, 64), 30).save(file, kind, **how)
-    return file.getvalue(), Image.open(file).convert("RGB")
+    content = file.getvalue()
+    with open_photo(file) as picture:
+        return content, Photo.of(picture, len(content))
 
 
 def test_encoding_is_the_files_size_and_pillows_own_tables() -> None:
-    content, pixels = encoded("JPEG", quality=70)  # grey: one table
-    face = Face(Photo.of(content, pixels), BBOX, (20, 10, 60, 40))
+    content, photo = encoded("JPEG", quality=70)  # grey: one table
+    face = Face(photo, BBOX, (20, 10, 60, 40))
     size, *tables = encoding(face)
     assert size == pytest.approx(np.log(len(content) / 6144))
     luminance = Image.open(io.BytesIO(content)).quantization[0]  # type: ignore[attr-defined]
@@ -73,8 +76,7 @@ def test_encoding_is_the_files_size_and_pillows_own_tables() -> None:
 
 
 def test_a_photo_that_is_no_jpeg_has_no_tables() -> None:
-    content, pixels = encoded("PNG")
-    assert Photo.of(content, pixels).tables.tolist() == [0] * 128
+    assert encoded("PNG")[1].tables.tolist() == [0] * 128
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])

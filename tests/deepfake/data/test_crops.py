@@ -15,7 +15,7 @@ from deepfake.config import DataConfig
 from deepfake.data import crops
 from deepfake.data.crops import crop_box, cut_faces
 from deepfake.data.layouts.openforensics import read_faces
-from deepfake.data.photos import resolve_photos
+from deepfake.data.photos.names import resolve_photos
 from deepfake.errors import DataError
 from tests.support.photos import SIZE, draw_photo, draw_set, face, write_json
 
@@ -34,15 +34,14 @@ def one_photo(folder, bboxes, name="a.jpg"):
     return read_faces([write_json(folder / "s.json", [name], faces)])
 
 
-def cut(faces, folder, margin=0.0, min_face_px=16, processes=1, progress=None):
+def cut(faces, folder, processes=1, progress=None, **settings):
     """Crops in a folder of their own, which must then hold nothing but whole JPEGs."""
     crops_dir = folder / "crops"
     data = DataConfig(
         annotations=(folder / "s.json",),
         photos_dir=folder,
         work_dir=folder,
-        margin=margin,
-        min_face_px=min_face_px,
+        **settings,
     )
     photos = resolve_photos(faces["file_name"], folder).photos
     return crops_dir, cut_faces(faces, photos, data, crops_dir, processes, progress)
@@ -157,9 +156,9 @@ def test_what_cannot_be_cut_is_named_with_its_reason_and_stops_nothing(tmp_path)
         [3, "box under min_face_px"],  # 20 px wide, 6 of them in the photo
         [5, "photo absent"],
         [6, "photo ambiguous: x/two.jpg, y/two.jpg"],
-        [7, "photo unreadable: not an image"],
+        [7, "photo unreadable: not a picture that Pillow can read"],
         [8, result.dropped["reason"][6]],
-        [9, f"photo unreadable: over {Image.MAX_IMAGE_PIXELS} pixels"],
+        [9, "photo over 200 megapixels: data.max_photo_megapixels is the limit"],
     ]
     assert result.dropped["reason"][6].startswith("photo unreadable: image file is truncated")
     assert not result.dropped["reason"].str.contains(str(tmp_path), regex=False).any()
@@ -181,21 +180,21 @@ def test_min_face_px_looks_at_the_box_without_its_margin(tmp_path):
 
 
 def test_a_photo_over_the_pixel_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    draw_photo(tmp_path / "a.png")
+    draw_photo(tmp_path / "a.png", size=(1001, 1000))  # to 2 megapixels Pillow would only warn
     draw_photo(tmp_path / "small.png", size=(40, 40))
     faces = [face(0, 0, 0, [0, 0, 20, 20]), face(1, 1, 0, [0, 0, 20, 20])]
     table = read_faces([write_json(tmp_path / "s.json", ["a.png", "small.png"], faces)])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1] - 1)  # here Pillow only warns
     decoded = []
     real_load = Image.Image.load
     monkeypatch.setattr(
         Image.Image, "load", lambda self: decoded.append(self.size) or real_load(self)
     )
-    _, result = cut(table, tmp_path)
-    assert result.dropped["reason"].tolist() == [
-        f"photo unreadable: over {SIZE[0] * SIZE[1] - 1} pixels"
-    ]
-    assert SIZE not in decoded
+    limit_of_pillow = Image.MAX_IMAGE_PIXELS
+    _, result = cut(table, tmp_path, max_photo_megapixels=1)
+    reason = "photo over 1 megapixels: data.max_photo_megapixels is the limit"
+    assert result.dropped["reason"].tolist() == [reason]
+    assert (1001, 1000) not in decoded
+    assert limit_of_pillow == Image.MAX_IMAGE_PIXELS
 
 
 def test_cutting_again_keeps_whole_crops_and_makes_only_what_is_missing(tmp_path):

@@ -306,7 +306,7 @@ def test_photos_that_are_all_unreadable_are_one_line(tmp_path):
     write_json(tmp_path / "Train_poly.json", [f"{i}.jpg" for i in range(12)], faces)
     for i in range(12):
         (tmp_path / f"{i}.jpg").write_text(f"no picture {i}")
-    with pytest.raises(DataError, match=r"0 photos with a usable face .*dropped\.csv"):
+    with pytest.raises(DataError, match=r"none of 12 faces .*\(0\.jpg: not a picture"):
         prepare_data(config(tmp_path), processes=1)
 
 

@@ -1,37 +1,15 @@
-"""A photo as it was annotated: its file found by name, its pixels read as 8-bit RGB."""
+"""Which file is the photo of a file_name, and which file_name is that of a picture."""
 
 import os
-import struct
 import unicodedata
-import warnings
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
-
-from PIL import Image, UnidentifiedImageError
 
 from deepfake.config import DataConfig
 from deepfake.data.layouts import Annotations
-from deepfake.errors import DataError, one_line
-
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not EPS: it runs programs
-UNREADABLE = (  # what Pillow's decoders raise on damaged bytes; MemoryError is the machine's
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+from deepfake.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -190,30 +168,50 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_photo(file: Path | BinaryIO, decode: bool = True) -> Image.Image:
-    """The photo in RGB as it is stored: OpenForensics' boxes know no EXIF orientation.
+@dataclass(frozen=True)
+class NamedPicture:
+    """What a JSON calls a picture."""
 
-    Raises one of UNREADABLE, whose cause_of() is one line.
+    file_names: tuple[str, ...]  # one, or none, or several that can't be told apart
+    by_base_name: bool = False  # its folders are others
+    is_contested: bool = False  # by another picture
+
+
+def name_pictures(pictures: Iterable[Path], file_names: Iterable[str]) -> dict[Path, NamedPicture]:
+    """For each picture the longest file_name that its path ends in, or the one of its base name.
+
+    The latter only if no other of the pictures has that name or could have it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd EXIF, of palettes with transparency
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=PHOTO_FORMATS) as photo:  # the header: size is checked here
-            if not decode:
-                return photo
-            photo.load()
-            pixels = photo if photo.mode == "RGB" else photo.convert("RGB")
-            pixels.info = {}  # a photo's comment would be written into its crops
-            pixels.format = photo.format
-            return pixels
+    listed: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(file_names):
+        listed[_loose(name).name].append(name)
+    named, lost = {}, []
+    for picture in dict.fromkeys(pictures):
+        if ends := _longest_end(picture, listed.get(_loose(picture.name).name, ())):
+            named[picture] = NamedPicture(ends)
+        else:
+            lost.append(picture)
+    taken = {name for picture in named.values() for name in picture.file_names}
+    free = {
+        picture: tuple(n for n in listed.get(_loose(picture.name).name, ()) if n not in taken)
+        for picture in lost
+    }
+    wanted = Counter(name for names in free.values() for name in names)
+    for picture, names in free.items():
+        contested = any(wanted[name] > 1 for name in names)
+        named[picture] = NamedPicture(names, by_base_name=True, is_contested=contested)
+    return named
 
 
-def cause_of(error: Exception) -> str:
-    """One line without a path: dropped.csv is the same on every machine."""
-    match error:
-        case UnidentifiedImageError():
-            return "not an image"
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"over {Image.MAX_IMAGE_PIXELS} pixels"
-        case _:
-            return one_line(error, path=False)
+def _longest_end(picture: Path, file_names: Sequence[str]) -> tuple[str, ...]:
+    """Of names in one spelling and letter case if there are such, else of all."""
+    path = picture.absolute().as_posix()
+    for spell in (lambda name: PurePosixPath(_canonical(name)), _loose):
+        parts = spell(path).parts
+        for short in (str, lambda name: _canonical(name).removeprefix("Images/")):
+            lengths = {name: spell(short(name)).parts for name in file_names}
+            ends = {n: len(end) for n, end in lengths.items() if parts[-len(end) :] == end}
+            longest = max(ends.values(), default=0)
+            if ends:
+                return tuple(name for name, length in ends.items() if length == longest)
+    return ()
