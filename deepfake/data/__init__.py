@@ -4,8 +4,7 @@ arrays   rows of an array on disk
 photos   a photo as it was annotated: its file found by name, its pixels read
 check    whether boxes are what they are said to be, over the whole file
 crops    each photo decoded once, each face cut to a small JPEG; resumable
-groups   which photos are one picture, whatever they are called
-splits   train / val / test, whole photos together; who may read test
+splits   train / val / test, whole pictures together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
 recheck  crops held against their photos; photos that came since
 store    crops -> one array a resolution, shared through the page cache

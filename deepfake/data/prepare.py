@@ -14,16 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 from deepfake.config import FAKE, LABELS, MAX_PHOTO_MEGAPIXELS, REAL, DataConfig
 from deepfake.data.check import check_labels
 from deepfake.data.crops import CutResult, cut_faces
-from deepfake.data.groups import count_repeated, pictures_of, torn_pictures
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
 from deepfake.data.photos.names import FoundPhotos, find_photos
 from deepfake.data.splits import (
     FACES_CSV,
     SPLITS_CSV,
+    count_repeated,
     ordered,
+    pictures_of,
     read_splits_csv,
     split_faces,
+    torn_pictures,
     write_csv,
 )
 from deepfake.data.store import check_room, ensure_store

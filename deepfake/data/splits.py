@@ -1,6 +1,8 @@
-"""Faces table -> splits.csv: drawn, grouped by photo, balanced by label; or as the JSONs say."""
+"""Faces table -> splits.csv: drawn, whole pictures together, or official as the JSONs are."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepfake.config import FAKE, LABELS, SEEN, SPLITS, DataConfig, Fractions, Split
-from deepfake.data.groups import groups_of
-from deepfake.data.layouts import COLUMNS
+from deepfake.data.layouts import COLUMNS, PHOTO
 from deepfake.errors import DataError
-from deepfake.files import write_whole
+from deepfake.files import sha256_of, write_whole
 
 FACES_CSV, SPLITS_CSV = "faces.csv", "splits.csv"
 
+_BLOCK = 4096  # bytes of a photo
 _MAX_STRATA = 100
 _MIN_DRAWS, _MAX_DRAWS = 20, 200  # more than the first only until no split lacks a label
 _NUMBERS = {"id_x": "int64", "image_id": "int64", "category_id": "int64"}
@@ -167,6 +169,97 @@ def _check_labels(
         for label, word in enumerate(LABELS):
             if not np.any((names == split) & (labels == label)):
                 raise DataError(refused(split, word))
+
+
+def pictures_of(photos: Mapping[str, Path | str]) -> dict[str, str]:
+    """For each file_name the first of those whose photo is byte for byte the same.
+
+    photos: each file_name's photo, or the reason it has none.
+    """
+    names_of: dict[Path, list[str]] = defaultdict(list)
+    for name, photo in photos.items():
+        if isinstance(photo, Path):
+            names_of[photo].append(name)
+    first = {name: name for name in photos}
+    for paths in _same_bytes(names_of):
+        names = [name for path in paths for name in names_of[path]]
+        first |= dict.fromkeys(names, min(names))
+    return first
+
+
+def _same_bytes(paths: Iterable[Path]) -> list[list[Path]]:
+    """Whole files are read only where size, beginning, middle and end are those of another."""
+    groups = [list(paths)]
+    for key in (_size, _some_blocks, sha256_of):
+        groups = [part for group in groups for part in _parted(group, key)]
+    return groups
+
+
+def _parted(paths: list[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+    if len(paths) == 1:
+        return [paths]
+    parts: dict[Hashable, list[Path]] = defaultdict(list)
+    for path in paths:
+        try:
+            parts[key(path)].append(path)
+        except OSError:  # to be said when it is cut
+            parts[path].append(path)
+    return list(parts.values())
+
+
+def _size(photo: Path) -> int:
+    return photo.stat().st_size
+
+
+def _some_blocks(photo: Path) -> bytes:
+    size, digest = photo.stat().st_size, hashlib.sha256()
+    with photo.open("rb") as file:
+        for place in (0, size // 2, max(0, size - _BLOCK)):
+            file.seek(place)
+            digest.update(file.read(_BLOCK))
+    return digest.digest()
+
+
+def groups_of(
+    faces: pd.DataFrame, pictures: Mapping[str, str] | None, group_by: Literal["photo", "face"]
+) -> NDArray[np.int64]:
+    """(faces,) numbers from 0: faces of one number go to one split.
+
+    pictures: as pictures_of gives them; None: each photo is a picture of its own.
+    """
+    if group_by == "face":
+        return np.arange(len(faces), dtype=np.int64)
+    photos = faces.groupby(list(PHOTO)).ngroup()
+    if pictures is not None:
+        # the number of its first photo: where each photo is a picture of its own, nothing moves
+        photos = photos.groupby(faces["file_name"].map(pictures).to_numpy()).transform("min")
+    return np.unique(photos, return_inverse=True)[1].astype(np.int64)
+
+
+def count_repeated(faces: pd.DataFrame, pictures: Mapping[str, str]) -> int:
+    """Photos of the faces that are the picture of another photo."""
+    photos = faces.drop_duplicates(list(PHOTO))
+    return len(photos) - photos["file_name"].map(pictures).nunique()
+
+
+def torn_pictures(
+    faces: pd.DataFrame, splits: pd.DataFrame, pictures: Mapping[str, str]
+) -> Iterator[str]:
+    """A warning where a picture is in two splits: those that are drawn by face, or official.
+
+    Two test sets may share pictures.
+    """
+    places = faces[["cutted_name", "file_name"]].merge(splits, on="cutted_name")
+    places["picture"] = places["file_name"].map(pictures)
+    trained_on = places["split"].where(places["split"].isin(SEEN), "test")
+    n_splits = trained_on.groupby(places["picture"]).nunique()
+    if (torn := n_splits[n_splits > 1]).empty:
+        return
+    first = places[places["picture"] == torn.index[0]].drop_duplicates("split").iloc[:2]
+    named = " and ".join(f"{row.file_name} ({row.split})" for row in first.itertuples())
+    yield (
+        f"pictures in two splits: {len(torn)}, the first {named}; see deepfake-study audit CONFIG"
+    )
 
 
 def read_faces_csv(work_dir: Path) -> pd.DataFrame:
