@@ -6,6 +6,7 @@ check    whether boxes are what they are said to be, over the whole file
 crops    each photo decoded once, each face cut to a small JPEG; resumable
 splits   train / val / test, whole pictures together; who may read test
 prepare  all of it in order, with a manifest of what it was made from
+contact_sheet  a picture of what was cut: crops of both labels, boxes on photos
 recheck  crops held against their photos; photos that came since
 store    crops -> one array a resolution, shared through the page cache
 feed     normalised batches of a store's faces

@@ -1,4 +1,8 @@
 from .arrays import Rows as Rows, writing as writing
+from .contact_sheet import (
+    CONTACT_SHEET as CONTACT_SHEET,
+    ensure_contact_sheet as ensure_contact_sheet,
+)
 from .crops import (
     JPEG_QUALITY as JPEG_QUALITY,
     crop_box as crop_box,

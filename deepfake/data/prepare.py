@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepfake.config import FAKE, LABELS, MAX_PHOTO_MEGAPIXELS, REAL, DataConfig
 from deepfake.data.check import check_labels
+from deepfake.data.contact_sheet import draw_contact_sheet
 from deepfake.data.crops import CutResult, cut_faces
 from deepfake.data.layouts import COLUMNS, PHOTO, Annotations
 from deepfake.data.layouts.openforensics import check_sources, read_annotations
@@ -210,6 +211,7 @@ def _fill(
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
     splits = split_faces(faces, data, pictures)
     write_csv(splits, work_dir / SPLITS_CSV)
+    draw_contact_sheet(faces, splits, photos.photos, data, work_dir / CROPS)
     manifest = _Manifest(
         settings=settings,
         faces_sha256=sha256_of(work_dir / FACES_CSV),

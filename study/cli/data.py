@@ -74,13 +74,29 @@ def prepare(config: Config, set_: Set = None, as_json: Json = False) -> None:
     if not prepared.filled:
         prepared = _with_photos_that_came(loaded, prepared)
     warn_of(prepared.summary)
+    sheet = _contact_sheet(loaded)
     document = {
         "work_dir": str(prepared.work_dir),
+        "contact_sheet": sheet and str(sheet),
         "splits_sha256": prepared.splits_sha256,
         "crops_sha256": prepared.crops_sha256,
         **asdict(prepared.summary),
     }
     show(document, summary_table(prepared.summary), as_json)
+    if sheet and not as_json:
+        typer.echo(f"look at what was cut: {sheet}")
+
+
+def _contact_sheet(config: "StudyConfig") -> Path | None:
+    """A warning in its place if it was not drawn and the photos are not there any more."""
+    from deepfake.data import CROPS, ensure_contact_sheet
+    from deepfake.errors import DataError
+
+    try:
+        return ensure_contact_sheet(config.data, config.data.work_dir / CROPS)
+    except DataError as error:
+        warn(f"no contact sheet: {error}")
+        return None
 
 
 def _with_photos_that_came(config: "StudyConfig", prepared: "Prepared") -> "Prepared":

@@ -1,5 +1,7 @@
 """What the HTML report shows of the data: some faces, their sizes, and where they come from."""
 
+import base64
+import io
 import itertools
 import json
 from pathlib import Path
@@ -9,9 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from PIL import Image
 
 from deepfake.config import LABELS, SEEN, DataConfig
-from deepfake.data import CROPS, PHOTO, Prepared, read_places, read_split
+from deepfake.data import CONTACT_SHEET, CROPS, PHOTO, Prepared, read_places, read_split
 from deepfake.files import sha256_of
 from deepfake.sample import seed_of
 from study.evaluation import jpeg_base64, picture_of
@@ -41,8 +44,21 @@ def data_sheet(data: DataConfig, prepared: Prepared) -> tuple[dict[str, Any], go
         "sizes": [_sizes(split, label, rows) for split, label, rows in groups],
         "jsons": [{"name": path.name, "sha256": sha256_of(path)} for path in data.jsons],
         "drawn": _drawn(data, prepared),
+        "contact_sheet": _contact_sheet(prepared.work_dir),
     }
     return content, sizes_figure(pd.concat(tables.values(), ignore_index=True))
+
+
+def _contact_sheet(work_dir: Path) -> dict[str, Any] | None:
+    """As prepare drew it; None of a work_dir from before it did."""
+    path = work_dir / CONTACT_SHEET
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
+            size = picture.size
+    except (OSError, SyntaxError):
+        return None
+    return {"jpeg": base64.b64encode(content).decode(), "size": size}
 
 
 def sizes_figure(faces: pd.DataFrame) -> go.Figure:

@@ -111,6 +111,7 @@ def test_photos_and_json_become_tables_crops_and_counts(tmp_path):
     crops = sorted((work_dir / "crops").iterdir())
     assert [path.name for path in crops] == sorted(splits["cutted_name"])
     assert sorted(path.name for path in work_dir.iterdir() if path.name != ".lock") == [
+        "contact_sheet.jpg",
         "crops",
         "dropped.csv",
         "faces.csv",

@@ -17,7 +17,9 @@ def test_prepare_says_what_it_left_and_a_second_time_the_same(tmp_path: Path) ->
     first = folder.json("prepare")
     assert (first["photos"], first["faces"], first["real"], first["fake"]) == (12, 24, 12, 12)
     crops = {path: path.stat().st_mtime_ns for path in (folder.path / "faces/crops").iterdir()}
+    assert first["contact_sheet"] == str(folder.path / "faces/contact_sheet.jpg")
     assert folder.json("prepare") == first
+    assert f"look at what was cut: {first['contact_sheet']}" in folder.call("prepare").stdout
     assert crops == {p: p.stat().st_mtime_ns for p in (folder.path / "faces/crops").iterdir()}
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_faces_of_train_and_val_are_shown_and_none_of_test(
     with Image.open(io.BytesIO(base64.b64decode(face["jpeg"]))) as picture:
         assert picture.size == face["size"]
         assert max(picture.size) <= 96
+
+
+def test_the_contact_sheet_is_shown_as_prepare_drew_it(
+    drawn: tuple[DataConfig, Prepared], tmp_path: Path
+) -> None:
+    data, prepared = drawn
+    sheet = data_sheet(data, prepared)[0]["contact_sheet"]
+    content = base64.b64decode(sheet["jpeg"])
+    assert content == (prepared.work_dir / "contact_sheet.jpg").read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == sheet["size"]
+    older = shutil.copytree(prepared.work_dir, tmp_path / "older")
+    (older / "contact_sheet.jpg").unlink()
+    assert data_sheet(data, replace(prepared, work_dir=older))[0]["contact_sheet"] is None
 
 
 def test_the_same_splits_show_the_same_faces_and_others_do_not(
