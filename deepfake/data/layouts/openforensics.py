@@ -94,9 +94,13 @@ def write_faces(faces: pd.DataFrame, folder: Path) -> None:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Without the sizes that nobody knows."""
     return [
-        {str(name): value for name, value in row.items() if not pd.isna(value)}
+        {str(name): value for name, value in row.items() if not _is_nan(value)}
         for row in table.to_dict("records")
     ]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def write_json(

@@ -208,7 +208,7 @@ def test_photos_that_cannot_be_read_are_left_out_with_the_reason(tmp_path: Path)
     for photo, reason in zip(
         photos, ("truncated", "not a picture", "not a picture", "over 200 megapixels"), strict=True
     ):
-        assert len(re.findall(f"{photo.name}.*photo unreadable: .*{reason}", dropped)) == 2
+        assert len(re.findall(f"{photo.name}.*,photo .*{reason}", dropped)) == 2
 
 
 def out_of_memory() -> None:
