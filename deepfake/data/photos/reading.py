@@ -201,12 +201,15 @@ def _stored(file: Path | BinaryIO, max_megapixels: int) -> Iterator[Image.Image]
     """The picture as its file has it, not decoded yet; its size is checked."""
     limit_before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_megapixels * 1_000_000
     try:
-        with warnings.catch_warnings():
+        with ExitStack() as opened:
+            # of a path Pillow maps a raw TIFF into memory, and as if it were turned already
+            content = opened.enter_context(file.open("rb")) if isinstance(file, Path) else file
+            opened.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of odd EXIF, of palettes with transparency
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=PHOTO_FORMATS) as stored:
-                _scale_transparent_value(stored)
-                yield stored
+            stored = opened.enter_context(Image.open(content, formats=PHOTO_FORMATS))
+            _scale_transparent_value(stored)
+            yield stored
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnfitPhoto(
             f"over {max_megapixels} megapixels: data.max_photo_megapixels is the limit"

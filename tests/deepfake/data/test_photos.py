@@ -107,6 +107,15 @@ def test_a_picture_is_turned_only_if_it_was_annotated_turned(kind, orientation):
         assert view_photo(file, SIZE, 1).size == SIZE
 
 
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA"])
+def test_a_tiff_that_is_not_compressed_is_turned_from_its_file_too(tmp_path, mode):
+    """From its path Pillow would map it into memory with its sides exchanged."""
+    halves().convert(mode).save(tmp_path / "a.tif", exif=tagged(6))
+    upright = halves().convert(mode).transpose(Image.Transpose.ROTATE_270)
+    assert nearly(opened(tmp_path / "a.tif", annotated=upright.size), upright)
+    assert nearly(opened(tmp_path / "a.tif", annotated=SIZE), halves().convert(mode))
+
+
 def nearly(one, other):
     if one.size != other.size:
         return False
