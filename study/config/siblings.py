@@ -43,7 +43,7 @@ def split_by(data: DataConfig, arm: Arm) -> DataConfig:
         update={
             "splits": "drawn",  # whatever the search's are
             "annotations": tuple(sorted(folder.glob("*.json"), key=lambda path: path.stem)),
-            "box": None,  # whatever the JSONs' own is
+            "box": "xywh",  # whatever the search's is
             "work_dir": folder / arm,
             "group_by": arm,
         }

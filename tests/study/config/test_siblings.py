@@ -61,3 +61,9 @@ def test_the_pair_that_prices_a_leak_differs_in_how_its_faces_are_split(
     assert photo.work_dir != face.work_dir
     apart = {"group_by": face.group_by, "work_dir": face.work_dir}
     assert photo.model_copy(update=apart) == face
+
+
+def test_the_pair_of_a_leak_reads_the_boxes_that_prepare_wrote(make_config: MakeConfig) -> None:
+    search = make_config("data.box=xyxy_shares")
+    assert {of_arm.data.box for of_arm in leak_of(search).values()} == {"xywh"}
+    assert final_of(search).data.box == "xyxy_shares"
