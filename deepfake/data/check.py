@@ -38,6 +38,7 @@ _MANY_OUTSIDE = 0.1  # of the boxes: past it, it is no matter of single ones
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
+_Fits = dict[BoxFormat, _Bools]  # of each format, the boxes that can be in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,19 +59,27 @@ def check_boxes(path: Path, boxes: Boxes, ids: Sequence[int], box: BoxFormat | N
     boxes are xywh. Raises DataError where they are in another format, which it names.
     """
     said = box or "xywh"
-    _refuse_another(path, boxes, ids, said, chosen=box is not None)
-    warnings = [*_of_two_tools(path, boxes, ids, said), *_outside(path, boxes, said)]
-    return warnings if box is not None else [*_undecided(path, boxes), *warnings]
+    fits = _fits(boxes)
+    inside = {name: _inside(_corners(boxes, name), boxes.sizes, name) for name in FORMATS}
+    bounded = {name: fits[name] & inside[name] for name in FORMATS}
+    # who chose a format may have boxes that reach out of their photos
+    if box is None:
+        _refuse_another(path, boxes, ids, said, bounded, least=_UNLIKELY)
+    else:
+        _refuse_another(path, boxes, ids, said, fits, least=_REFUTED)
+    return [
+        *(_undecided(path, boxes, bounded) if box is None else ()),
+        *_of_two_tools(path, boxes, ids, said, fits),
+        *_outside(path, boxes, inside[said]),
+    ]
 
 
 def _refuse_another(
-    path: Path, boxes: Boxes, ids: Sequence[int], said: BoxFormat, *, chosen: bool
+    path: Path, boxes: Boxes, ids: Sequence[int], said: BoxFormat, fits: _Fits, least: float
 ) -> None:
-    """chosen: then its boxes may reach out of their photos."""
-    fits = _fits(boxes, bounded=not chosen)
+    """least: share of the boxes that must be impossible in the format that is said."""
     best = max(FORMATS, key=lambda name: (fits[name].mean(), name == said))
     against, in_favour = _contrast(fits, said, best)
-    least = _REFUTED if chosen else _UNLIKELY
     refuted = against >= least and in_favour <= _EXCEPTIONS and fits[best].mean() >= _FITS
     if not refuted and not (best.endswith("_shares") and not fits[said].any()):
         return
@@ -88,9 +97,10 @@ def _refuse_another(
     )
 
 
-def _of_two_tools(path: Path, boxes: Boxes, ids: Sequence[int], said: BoxFormat) -> Iterator[str]:
+def _of_two_tools(
+    path: Path, boxes: Boxes, ids: Sequence[int], said: BoxFormat, fits: _Fits
+) -> Iterator[str]:
     """What areas and outlines tell; bounds have a warning of their own."""
-    fits = _fits(boxes, bounded=False)
     other = max(FORMATS, key=lambda name: _contrast(fits, said, name)[0])
     only_other = fits[other] & ~fits[said]
     if only_other.mean() >= _UNLIKELY:
@@ -102,9 +112,8 @@ def _of_two_tools(path: Path, boxes: Boxes, ids: Sequence[int], said: BoxFormat)
         )
 
 
-def _undecided(path: Path, boxes: Boxes) -> Iterator[str]:
-    """Few boxes may be small at the photo's left and top by chance; many are not."""
-    fits = _fits(boxes, bounded=True)
+def _undecided(path: Path, boxes: Boxes, fits: _Fits) -> Iterator[str]:
+    """Few boxes may be both by chance; many are not."""
     _, in_favour = _contrast(fits, "xywh", "xyxy")
     differ = np.any(_corners(boxes, "xywh") != _corners(boxes, "xyxy"), axis=1)  # not at 0, 0
     if in_favour > _EXCEPTIONS or not (fits["xyxy"] & differ).any():
@@ -127,25 +136,17 @@ def described(box: BoxFormat) -> str:
     return f"{_NUMBERS[numbers]} in {'shares of the photo' if shares else 'px'}"
 
 
-def _contrast(
-    fits: dict[BoxFormat, _Bools], said: BoxFormat, other: BoxFormat
-) -> tuple[float, float]:
+def _contrast(fits: _Fits, said: BoxFormat, other: BoxFormat) -> tuple[float, float]:
     """Shares of the boxes that only the other format fits, and only the one that is said."""
     against, in_favour = fits[other] & ~fits[said], fits[said] & ~fits[other]
     return float(against.mean()), float(in_favour.mean())
 
 
-def _fits(boxes: Boxes, *, bounded: bool) -> dict[BoxFormat, _Bools]:
-    """Which boxes can be in each format, by all that tells anything.
-
-    bounded: by their photos' bounds too; who chose a format may have boxes that reach out.
-    """
+def _fits(boxes: Boxes) -> _Fits:
+    """Which boxes can be in each format, by their shapes, areas and outlines."""
     corners = {name: _corners(boxes, name) for name in FORMATS}
     in_px = {name: _in_px(corners[name], boxes.sizes, name) for name in FORMATS}
     fits = {name: _formed(corners[name], in_px[name], name) for name in FORMATS}
-    if bounded:
-        inside = {name: _inside(corners[name], boxes.sizes, name) for name in FORMATS}
-        fits = {name: fits[name] & inside[name] for name in FORMATS}
     outlined = {name: _outlined(in_px[name], boxes) for name in FORMATS}
     for told in (_filled(in_px, boxes.areas), outlined):
         if max(told[name].mean() for name in FORMATS) >= _USABLE:
@@ -194,7 +195,7 @@ def _in_px(corners: _Floats, sizes: _Floats, box: BoxFormat) -> _Floats:
     return corners * np.hstack([sizes, sizes]) if box.endswith("_shares") else corners
 
 
-def _filled(in_px: dict[BoxFormat, _Floats], areas: _Floats) -> dict[BoxFormat, _Bools]:
+def _filled(in_px: dict[BoxFormat, _Floats], areas: _Floats) -> _Fits:
     """Where the area is that of a face in the box: the box's own, or its outline's."""
     shares = {name: areas / np.prod(_sides(corners), axis=1) for name, corners in in_px.items()}
     own = {name: np.abs(share - 1) < 0.05 for name, share in shares.items()}
@@ -221,13 +222,13 @@ def _outlined(in_px: _Floats, boxes: Boxes) -> _Bools:
     return alike
 
 
-def _outside(path: Path, boxes: Boxes, box: BoxFormat) -> Iterator[str]:
+def _outside(path: Path, boxes: Boxes, inside: _Bools) -> Iterator[str]:
     known = ~np.isnan(boxes.sizes).any(axis=1)
-    outside = known & ~_inside(_corners(boxes, box), boxes.sizes, box)
-    if outside.sum() > _MANY_OUTSIDE * known.sum():
+    outside = ~inside[known]
+    if outside.sum() > _MANY_OUTSIDE * len(outside):
         yield (
-            f"{path}: {_count(outside[known])} boxes reach out of their photos: most likely they"
-            " are of photos of another size than 'images' says"
+            f"{path}: {_count(outside)} boxes reach out of their photos: most likely they are of"
+            " photos of another size than 'images' says"
         )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -211,12 +212,17 @@ def _fill(
     faces = faces[~faces["cutted_name"].isin(cut.dropped["cutted_name"])]
     splits = split_faces(faces, data, pictures)
     write_csv(splits, work_dir / SPLITS_CSV)
-    draw_contact_sheet(faces, splits, photos.photos, data, work_dir / CROPS)
+    with ThreadPoolExecutor(1) as pool:  # both leave Python's lock for most of their time
+        sheet = pool.submit(
+            draw_contact_sheet, faces, splits, photos.photos, data, work_dir / CROPS
+        )
+        crops_sha256 = hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress)
+        sheet.result()
     manifest = _Manifest(
         settings=settings,
         faces_sha256=sha256_of(work_dir / FACES_CSV),
         splits_sha256=sha256_of(work_dir / SPLITS_CSV),
-        crops_sha256=hash_crops(work_dir / CROPS, splits["cutted_name"].tolist(), progress),
+        crops_sha256=crops_sha256,
         summary=_summary(annotations, photos, pictures, faces, splits, dropped, cut),
     )
     write_whole(work_dir / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))

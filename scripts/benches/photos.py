@@ -25,8 +25,8 @@ def draw_photos(folder: Path, photos: int) -> dict[str, list[dict[str, object]]]
     images, annotations = [], []
     for photo in range(photos):
         name = f"Images/Train/{photo:05d}.jpg"
-        # told apart by what no decoder reads: photos of the same bytes are one picture
-        (folder / name).write_bytes(encoded[photo % PICTURES] + f"{photo:08d}".encode())
+        # told apart by what no decoder reads, and of sizes of their own, as real ones are
+        (folder / name).write_bytes(encoded[photo % PICTURES] + bytes(1 + photo // PICTURES))
         images.append({"id": photo, "file_name": name, "width": 1024, "height": 768})
         for place in range(3 + photo % 2):
             width, height = generator.uniform(80, 220, 2).round(2).tolist()
