@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -74,6 +74,7 @@ Unset = Field(default=None, exclude_if=lambda value: value is None)
 
 # how the four numbers of a bbox are meant; shares: of the photo's width and height
 BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_shares", "xyxy_shares", "cxcywh_shares"]
+BOX_FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
 
 
 class Fractions(Frozen):

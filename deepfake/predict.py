@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepfake.config import FAKE, LABELS, REAL
+from deepfake.config import FAKE, LABELS, REAL, BoxFormat
 from deepfake.data import (
     UNREADABLE,
     Annotated,
@@ -28,6 +29,8 @@ from deepfake.data import (
 )
 from deepfake.errors import DataError
 from deepfake.export import ExportedModel, ModelInfo
+
+log = logging.getLogger(__name__)
 
 BATCH_FACES = 64
 
@@ -62,16 +65,20 @@ class _Face:
 
 
 def predict(
-    model: ExportedModel, pictures: Sequence[Path], boxes: Path | None = None
+    model: ExportedModel,
+    pictures: Sequence[Path],
+    boxes: Path | None = None,
+    box_format: BoxFormat | None = None,
 ) -> Iterator[Prediction | Refused]:
     """One of the two for each face, in the pictures' order; of a picture without boxes the whole.
 
     A face goes the way of training: cut, compressed once, resized; a whole JPEG is taken for a
     crop, compressed already. boxes: an OpenForensics JSON or a detector's; labels don't count.
+    box_format: as data.box.
     A whole picture is turned as its orientation tag says, one with boxes if the JSON's width and
     height are those of the turned one. Raises DataError for a wrong JSON.
     """
-    boxes_of = None if boxes is None else _Boxes(boxes, pictures)
+    boxes_of = None if boxes is None else _Boxes(boxes, pictures, box_format)
     faces = (face for picture in pictures for face in _faces(picture, boxes_of, model.info))
     while chunk := list(islice(faces, BATCH_FACES)):
         whole = [face for face in chunk if isinstance(face, _Face)]
@@ -152,10 +159,12 @@ _WHOLE = _Listed((None,), None)
 class _Boxes:
     """The boxes of an OpenForensics JSON, by picture."""
 
-    def __init__(self, path: Path, pictures: Sequence[Path]) -> None:
+    def __init__(self, path: Path, pictures: Sequence[Path], box_format: BoxFormat | None) -> None:
         """Raises DataError if it is no such JSON."""
         self.path = path
-        annotations = read_boxes(path)
+        annotations = read_boxes(path, box_format)
+        for warning in annotations.warnings:
+            log.warning("%s", warning)
         self._boxes: dict[str, list[Box]] = defaultdict(list)
         self._sizes: dict[str, Annotated | None] = {}
         faces = annotations.faces

@@ -8,16 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from deepfake.config import LABELS, BoxFormat
+from deepfake.config import BOX_FORMATS as FORMATS, LABELS, BoxFormat
 from deepfake.errors import DataError
-
-FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
 
 _NUMBERS = {
     "xywh": "x, y, width, height",
@@ -93,7 +90,7 @@ def _refuse_another(
     raise DataError(
         f"{path}: boxes are not {described(said)}: {_count(fits[said])} can be that,"
         f" {_count(fits[best])} can be {described(best)}; annotation {ids[first]}, for one, is"
-        f" {boxes.numbers[first]}; set data.box: {best}{others}"
+        f" {boxes.numbers[first]}; set data.box: {best} (predict: --box-format {best}){others}"
     )
 
 
@@ -120,7 +117,8 @@ def _undecided(path: Path, boxes: Boxes, fits: _Fits) -> Iterator[str]:
         return
     line = (
         f"{path}: nothing tells whether boxes are {described('xywh')} or {described('xyxy')}: all"
-        " of them can be both, and there are no areas or polygons; set data.box to xywh or xyxy"
+        " of them can be both, and there are no areas or polygons; set data.box (predict:"
+        " --box-format) to xywh or xyxy"
     )
     if len(boxes.numbers) >= _MANY:
         raise DataError(line)

@@ -224,16 +224,22 @@ def predict(
         Path | None,
         typer.Option(help="an OpenForensics JSON with the boxes of the faces in the photos"),
     ] = None,
+    box_format: Annotated[
+        str | None, typer.Option(help="of the boxes in that JSON, as data.box; by default xywh")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Predict the probability that each face is fake, with an exported model."""
+    from deepfake.config import BOX_FORMATS
     from deepfake.export import load_exported
     from deepfake.predict import Prediction, Refused, predict as judge
     from deepfake.reproducibility import pick_device
 
+    if box_format is not None and box_format not in BOX_FORMATS:
+        raise typer.BadParameter(f"--box-format {box_format}: is none of {', '.join(BOX_FORMATS)}")
     loaded = load_exported(model, pick_device(device))
-    found = list(judge(loaded, pictures, boxes))
+    found = list(judge(loaded, pictures, boxes, box_format))
     faces = [one for one in found if isinstance(one, Prediction)]
     refused = [one for one in found if isinstance(one, Refused)]
     if faces or as_json:

@@ -291,6 +291,19 @@ def test_a_detectors_boxes_are_taken_whatever_it_calls_them(
     assert judged(model, tmp_path / "a.jpg", boxes=tmp_path / "boxes.json") == [named]
 
 
+def test_a_detectors_boxes_in_another_format_are_refused_and_taken_with_the_option(
+    model: ExportedModel, tmp_path: Path
+) -> None:
+    draw_photo(tmp_path / "a.jpg")
+    faces = [face(i, 0, 1, [40 + i, 20, 70 + i, 50], area=900) for i in range(3)]
+    path = write_json(tmp_path / "boxes.json", ["a.jpg"], faces)
+    with pytest.raises(DataError, match="--box-format xyxy"):
+        list(predict(model, [tmp_path / "a.jpg"], path))
+    taken = list(predict(model, [tmp_path / "a.jpg"], path, "xyxy"))
+    boxes = [one.box for one in taken if isinstance(one, Prediction)]
+    assert boxes == [(40, 20, 30, 30), (41, 20, 30, 30), (42, 20, 30, 30)]
+
+
 def test_a_picture_gets_the_boxes_of_its_base_name_only_if_no_other_has_them(
     model: ExportedModel, tmp_path: Path
 ) -> None:

@@ -59,9 +59,9 @@ def read_annotations(annotations: Sequence[Path], box: BoxFormat | None = None) 
     return Annotations(faces, file_names, left_out, mended, warnings)
 
 
-def read_boxes(path: Path) -> Annotations:
+def read_boxes(path: Path, box: BoxFormat | None = None) -> Annotations:
     """As read_annotations, of boxes that nobody has labelled: category_id is meaningless."""
-    return _read_json(path, None, labelled=False)
+    return _read_json(path, box, labelled=False)
 
 
 def check_sources(annotations: Sequence[Path]) -> None:

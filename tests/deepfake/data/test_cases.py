@@ -86,7 +86,7 @@ def test_boxes_in_another_format_are_refused_and_taken_with_the_setting_that_is_
         shares = [x / 200, y / 120, w / 200, h / 120]
         annotation["bbox"] = [x, y, x + w, y + h] if box == "xyxy" else shares
     data = case_config(tmp_path, content)
-    with pytest.raises(DataError, match=rf"set data\.box: {box}$"):
+    with pytest.raises(DataError, match=rf"set data\.box: {box}\b"):
         prepare(data)
     assert not (tmp_path / "work").exists()
     summary, _ = prepare(data.model_copy(update={"box": box}))

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepfake.data.check import FORMATS, Boxes, as_xywh, check_boxes, check_labels
+from deepfake.config import BOX_FORMATS as FORMATS
+from deepfake.data.check import Boxes, as_xywh, check_boxes, check_labels
 from deepfake.data.layouts.openforensics import read_annotations, read_faces
 from deepfake.errors import DataError
 from tests.support.photos import CATEGORIES, face
@@ -72,7 +73,7 @@ def test_boxes_that_are_xywh_stay_as_they_are_written():
 
 def test_what_nothing_tells_is_refused_of_many_boxes_and_said_of_few():
     near = [(x, y, 60, 80) for x in range(5, 30, 5) for y in (5, 15, 25, 35)]  # corners as well
-    with pytest.raises(DataError, match=r"nothing tells .*; set data\.box to xywh or xyxy$"):
+    with pytest.raises(DataError, match=r"nothing tells .*; set data\.box .* to xywh or xyxy$"):
         check(boxes("xywh", near))
     (warning,) = check(boxes("xywh", near[:19]))
     assert "nothing tells" in warning
