@@ -172,6 +172,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--random-sets",
+        type=int,
+        help="so many data sets, other ones each time, for test_random_sets.py (default: 150)",
+    )
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and no runs: creating them takes seconds."""
