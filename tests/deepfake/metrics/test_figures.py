@@ -91,7 +91,8 @@ def test_a_class_never_predicted_has_precision_0_and_no_warning(recwarn):
     figures = logged_figures(logits_of((1.0, 2.0, 3.0)), torch.tensor((0, 1, 1)))
     assert [figures[name] for name in ("precision_0", "recall_0", "f1_0")] == [0, 0, 0]
     assert figures["precision_1"] == pytest.approx(2 / 3)
-    assert not recwarn.list
+    # of figures: a library that is imported here for the first time may deprecate something
+    assert not [w for w in recwarn.list if issubclass(w.category, RuntimeWarning | UserWarning)]
 
 
 def test_auc_still_ranks_faces_whose_probability_is_1():

@@ -111,7 +111,7 @@ DATA = {
     ),
     "a third category": Mistake(
         "prepare",
-        (f"{JSON}: annotation 7: category_id 2 is not 0 or 1", "correct or remove"),
+        (f"{JSON}: annotation 7: category_id 2 is in no category", "correct or remove"),
         annotation_7(2, [1, 2, 3, 4]),
     ),
     "a photo outside": Mistake(

@@ -22,6 +22,14 @@ from tests.support.mistakes import Mistake, check, disk, file, taken_port, witho
 from tests.support.photos import draw_photo, huge_png
 from tests.support.runs import Folder
 
+OTHER_CROPS = "--set data.margin=0.2 --set data.work_dir=other"
+
+
+def prepared_otherwise(folder: Folder, _: ExitStack) -> None:
+    done = folder.call("prepare", *OTHER_CROPS.split())
+    assert done.returncode == 0, done.stderr
+
+
 NEW = "begin a new study: deepfake-study run {study}"
 BEGUN = {
     "other settings": Mistake(
@@ -35,9 +43,9 @@ BEGUN = {
         ),
     ),
     "other crops": Mistake(
-        "run --set data.margin=0.2 --set data.work_dir=other",
+        f"run {OTHER_CROPS}",
         ("data crops (sha256) was", NEW),
-        leaves="other/",
+        make=prepared_otherwise,
     ),
     "other data in the same place": Mistake(
         "run --set data.margin=0.2",
