@@ -474,9 +474,10 @@ def _is_true(reason: str, photo: RandomPhoto, face: RandomFace) -> bool:
         "iscrowd": face.crowd,
         "photo absent": not _is_there(photo),
         "photo ambiguous": not _is_there(photo, exactly=True),
-        "photo unreadable": photo.since == "cut off",
+        "photo unreadable": photo.since == "cut off" or photo.container == "PCX",
         "photo of numbers without a range": photo.mode in ("I", "F"),
-        "photo size differs": cropped,
+        # cut off, a TIFF loses the tags that are at its end, its orientation among them
+        "photo size differs": cropped or photo.since == "cut off",
         "box under min_face_px": small or cropped or unclear,
         "box outside the photo": cropped or unclear,
     }.get(kind, False)

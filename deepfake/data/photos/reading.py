@@ -34,10 +34,11 @@ from deepfake.errors import one_line
 Size = tuple[int, int]  # width, height, px
 Annotated = tuple[float, float]  # the same, as a JSON has it
 
-# what photos come in, whatever the file's name says; not EPS, which runs programs
+# what photos come in, whatever the file's name says; not EPS, which runs programs, nor PCX, which
+# decodes without its palette if its end is lost
 PHOTO_FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM"),
-    *("TGA", "QOI", "SGI", "PCX", "PSD", "ICO", "ICNS", "DDS", "DIB", "SUN"),
+    *("TGA", "QOI", "SGI", "PSD", "ICO", "ICNS", "DDS", "DIB", "SUN"),
 )
 BACKGROUND = 255  # white, behind what is transparent
 _LARGE_PX = 50_000_000  # beyond, photos wait for one another
