@@ -219,6 +219,7 @@ def drawn_faces(folder, n, seed):
     return Faces(table, Rows(path, 0, n), torch.from_numpy(labels))
 
 
+@pytest.mark.slow
 def test_the_robust_loss_ranks_first_who_learned_what_survives_a_corruption(tmp_path):
     train, val = (drawn_faces(tmp_path, n, seed) for n, seed in ((128, 1), (64, 2)))
     config = config_at(lr=3e-4, batch_size=32, max_epochs=5, stop_patience=5)

@@ -128,6 +128,7 @@ def test_features_that_are_there_cost_nothing(prepared, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["cnn", "mobilenet_v2_finetuned", "mobilenet_v2_frozen"])
+@pytest.mark.slow
 def test_a_variants_checkpoint_and_weights_are_as_large_as_said(variant, tmp_path):
     config = TrainConfig(
         variant=variant,

@@ -73,6 +73,7 @@ def test_the_same_seed_draws_the_same_photos_and_another_seed_others():
     assert (first != draw_photos(photos, labels.numpy(), resamples=5, seed=1)).any()
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_a_plain_loop_that_draws_photos():
     logits, labels, photos = with_photos(60, seed=5, levels=4)
     rng = np.random.default_rng(0)

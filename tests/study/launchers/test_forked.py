@@ -231,6 +231,7 @@ def test_a_server_that_was_warmed_up_ends_with_its_block_whatever_ends_that(
     assert set(children(os.getpid())) == before
 
 
+@pytest.mark.slow
 def test_a_study_that_is_refused_leaves_no_process(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 0)
     done = folder.run_afresh("run")

@@ -285,6 +285,7 @@ class TestPage:
         assert "default-src 'none'" in text
         assert re.findall(r"""(?:src|href)=["'](?!#)|url\(|@import""", text) == []
 
+    @pytest.mark.slow
     def test_the_largest_study_stays_under_ten_megabytes(
         self, make_config: MakeConfig, tmp_path: Path
     ) -> None:
