@@ -59,7 +59,7 @@ def join(config: StudyConfig) -> Slots:
     if study is None or "fingerprint" not in study.user_attrs:
         where = redact(config.study.storage.get_secret_value())
         raise NoStudy(
-            f"no study '{config.name}' in {where} yet; start it with: deepfake-study run"
+            f"no study '{config.name}' in {where} yet; start it with: deepfake-study run CONFIG"
         )
     return Slots(config, storage, study)
 
