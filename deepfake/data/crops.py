@@ -227,7 +227,7 @@ def pixels_of(crop: Path, side: int) -> bytes:
             return resized(face, side)
     except (OSError, SyntaxError) as error:
         raise DataError(
-            f"{crop}: not a whole crop ({error}); delete it and run deepfake-study prepare"
+            f"{crop}: not a whole crop ({error}); delete it and run deepfake-study prepare CONFIG"
         ) from None
 
 

@@ -137,14 +137,14 @@ def load_prepared(data: DataConfig) -> Prepared:
 def _load(work_dir: Path, settings: dict[str, Setting]) -> Prepared:
     manifest = _read_manifest(work_dir)
     if manifest is None:
-        raise NotPrepared(f"{work_dir}: not prepared yet: run deepfake-study prepare")
+        raise NotPrepared(f"{work_dir}: not prepared yet: run deepfake-study prepare CONFIG")
     _check_settings(work_dir, manifest.settings, settings)
     for name, expected in (
         (FACES_CSV, manifest.faces_sha256),
         (SPLITS_CSV, manifest.splits_sha256),
     ):
         if not (work_dir / name).is_file():
-            raise NotPrepared(f"{work_dir / name}: missing: run deepfake-study prepare")
+            raise NotPrepared(f"{work_dir / name}: missing: run deepfake-study prepare CONFIG")
         actual = sha256_of(work_dir / name)
         if actual != expected:
             raise DataError(

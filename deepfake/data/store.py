@@ -147,8 +147,8 @@ def stored_rows(work_dir: Path, split: Split, side: int) -> Rows:
     """A split's rows of the store; DataError if it is not there, or was built for other splits."""
     path = store_path(work_dir, side)
     if not meta_path(path).is_file():
-        raise DataError(f"{path}: not built yet: run deepfake-study prepare")
+        raise DataError(f"{path}: not built yet: run deepfake-study prepare CONFIG")
     made_of = json.loads(meta_path(path).read_bytes())
     if made_of["splits_sha256"] != sha256_of(work_dir / SPLITS_CSV):
-        raise DataError(f"{path}: built for another splits.csv: run deepfake-study prepare")
+        raise DataError(f"{path}: built for another splits.csv: run deepfake-study prepare CONFIG")
     return Rows(path, *made_of["rows"][split])
