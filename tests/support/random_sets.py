@@ -438,10 +438,8 @@ def try_set(random: RandomSet, folder: Path) -> Outcome:
                 faults.append(f"{name}: a crowd was cut; {photo}")
             elif _shows(crop, shown_colour(photo, face), random.margin):
                 cut += 1
-            elif unclear and _may_be_unclear(photo):
+            elif (unclear and _may_be_unclear(photo)) or (scaled and _has_the_turned_shape(photo)):
                 said += 1
-            elif scaled and photo.since == "cropped" and photo.orientation >= 5:
-                said += 1  # by chance it has the shape of the photo turned and resized
             else:
                 faults.append(f"{name}: not {shown_colour(photo, face)}; {photo}")
     counts = {reason: reasons.count(reason) for reason in reasons}
@@ -466,6 +464,17 @@ def _may_be_unclear(photo: RandomPhoto) -> bool:
     nearly_square = abs(width - height) * small / min(width, height) <= 3
     same_either_way = photo.orientation in (2, 3, 4) or nearly_square
     return photo.orientation > 1 and (same_either_way or not photo.says_size)
+
+
+def _has_the_turned_shape(photo: RandomPhoto) -> bool:
+    """By chance a cropped photo may be as if it were turned and resized: nothing tells."""
+    if photo.since != "cropped" or photo.orientation < 5:
+        return False
+    annotated = photo.size
+    width, height = annotated if photo.seen == "stored" else annotated[::-1]
+    turned = height, max(round(width * photo.share), 1)
+    shares = [turned[side] / annotated[side] for side in (0, 1)]
+    return abs(shares[0] - shares[1]) < 1 / annotated[0] + 1 / annotated[1]  # a pixel a side
 
 
 def _is_true(reason: str, photo: RandomPhoto, face: RandomFace) -> bool:
