@@ -307,7 +307,7 @@ def test_deepfake_knows_nothing_of_the_search_nor_of_the_terminal():
 
 
 # build: a variant's network; fork_server: every variant's. VARIANTS names them
-NAMED_AT_RUN_TIME = {"deepfake/models/build.py", "study/cli/fork_server.py"}
+NAMED_AT_RUN_TIME = {"deepfake/models/build.py"}
 
 
 def test_only_networks_are_imported_by_a_name_that_the_source_does_not_tell():

@@ -2,6 +2,7 @@ from .build import (
     build_head as build_head,
     build_model as build_model,
     frozen_backbone as frozen_backbone,
+    network_of as network_of,
 )
 from .features import (
     BATCH_ROWS as BATCH_ROWS,

@@ -11,7 +11,6 @@ before, and can't use CUDA once it was started.
 import gc
 import json
 import os
-import pkgutil
 import socket
 import sys
 import time
@@ -64,14 +63,15 @@ def become(output: int) -> None:
 
 
 def main() -> None:
+    from deepfake.models import network_of
     from deepfake.variants import VARIANTS
     from study.cli.app import main as command
     from study.tracking import confusion_figure, preload  # noqa: F401  # a slot's end imports it
     from study.worker import work  # noqa: F401  # and with it nearly all that a worker does
 
     preload()
-    for variant in VARIANTS.values():
-        pkgutil.resolve_name(variant.network)
+    for variant in VARIANTS:
+        network_of(variant)
     gc.freeze()  # or each worker's collections would copy every page
     with socket.socket(fileno=os.dup(0)) as requests:
         request = serve(requests)
